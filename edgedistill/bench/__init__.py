@@ -1,0 +1,1 @@
+"""Measurements: one fresh process per block."""

@@ -1,0 +1,34 @@
+"""The errors users see: one sentence that says what was expected, what was found, and what to do; and an exit code."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_GATE_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INCONCLUSIVE = 3
+EXIT_STAGE_FAILED = 4
+EXIT_MISSING = 5
+
+
+class EdgeDistillError(Exception):
+    """Base of every error that reaches a user; printed as its one sentence, without a traceback."""
+
+    exit_code = EXIT_STAGE_FAILED
+
+
+class InputError(EdgeDistillError):
+    """A file, flag or recipe value is not what was expected (exit 2)."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class StageError(EdgeDistillError):
+    """A stage ran and failed, or a measurement was invalid (exit 4)."""
+
+    exit_code = EXIT_STAGE_FAILED
+
+
+class MissingError(EdgeDistillError):
+    """A package, tool, device or the network is needed and absent (exit 5)."""
+
+    exit_code = EXIT_MISSING

@@ -1,0 +1,1 @@
+"""Quality of teacher, students and artifacts on held-out items."""

@@ -1,0 +1,1 @@
+"""Student to GGUF and ONNX artifacts, with the proof that they equal it."""

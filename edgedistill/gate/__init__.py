@@ -1,0 +1,1 @@
+"""Measurements and budgets to a verdict, and its reports."""

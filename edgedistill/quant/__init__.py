@@ -1,0 +1,1 @@
+"""The number grids: encode, decode, fake-quantize; used by training and export."""
