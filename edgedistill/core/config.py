@@ -1,0 +1,113 @@
+"""TOML at the edge: read, override, validate; every error of a file reported together with place, found and expected."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from edgedistill.core.errors import InputError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        InputError: the file is absent, not UTF-8 or not TOML; the message carries the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"expected a TOML file at {path}, found nothing there") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise InputError(f"{path} is not valid TOML: {e}") from None
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Apply `a.b.c=VALUE` overrides, VALUE typed as TOML, to a copy of `data`.
+
+    Raises:
+        InputError: an override has no `=`, VALUE is not TOML, or the path runs through something that is no table.
+    """
+    result = _deep_copy(data)
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator or not name.strip():
+            raise InputError(f"expected --set NAME=VALUE, found {override!r}")
+        try:
+            value = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            raise InputError(
+                f"--set {name.strip()}: expected a TOML value, found {text!r}; quote text as in 'name=\"text\"'"
+            ) from None
+        *parents, leaf = name.strip().split(".")
+        table: Any = result
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise InputError(f"--set {name.strip()}: expected {parent!r} to be a table, found {table!r}")
+        table[leaf] = value
+    return result
+
+
+def validate(model: type[Model], data: Any, *, source: str) -> Model:
+    """Build `model` from plain data.
+
+    Raises:
+        InputError: lists every error, one a line: where, what was found, what is expected, the nearest known name.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as e:
+        lines = [_describe(error, model=model, data=data) for error in e.errors(include_url=False)]
+        raise InputError(f"{source} has {len(lines)} error{'s'[: len(lines) != 1]}:\n  " + "\n  ".join(lines)) from None
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known name, else `; known: a, b, c`."""
+    names = sorted(known)
+    near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+
+
+def _describe(error: Any, *, model: type[BaseModel], data: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    place = ".".join(location) or "the file"
+    if error["type"] == "extra_forbidden":
+        siblings = _fields_at(model, location[:-1])
+        return f"{place}: unknown name{did_you_mean(location[-1], siblings)}"
+    if error["type"] == "missing":
+        return f"{place}: expected a value, found none"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], dict | BaseModel):
+        return f"{place}: {message[0].lower()}{message[1:]}"
+    return f"{place}: found {error['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    fields: Any = model
+    for part in location:
+        if isinstance(fields, type) and issubclass(fields, BaseModel) and part in fields.model_fields:
+            fields = _model_in(fields.model_fields[part].annotation) or ()
+    return list(fields.model_fields) if isinstance(fields, type) and issubclass(fields, BaseModel) else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if found := _model_in(argument):
+            return found
+    return None
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _deep_copy(inner) for key, inner in value.items()}
+    return [_deep_copy(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,107 @@
+"""What can be measured: one table of metrics with unit, direction and definition."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+
+class Metric(StrEnum):
+    """Id of a metric; its name carries the unit."""
+
+    ARTIFACT_BYTES = "artifact_bytes"
+    LOAD_MS = "load_ms"
+    TTFT_MS = "ttft_ms"
+    RESPONSE_MS = "response_ms"
+    TPOT_MS = "tpot_ms"
+    PREFILL_TOKENS_PER_S = "prefill_tokens_per_s"
+    DECODE_TOKENS_PER_S = "decode_tokens_per_s"
+    REQUESTS_PER_HOUR = "requests_per_hour"
+    PEAK_RSS_BYTES = "peak_rss_bytes"
+    PEAK_ANON_BYTES = "peak_anon_bytes"
+    PEAK_FILE_BYTES = "peak_file_bytes"
+    EXACT_MATCH_RATIO = "exact_match_ratio"
+    BITS_PER_BYTE = "bits_per_byte"
+    KLD_NATS = "kld_nats"
+    TOP1_RATIO = "top1_ratio"
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """Unit, the better direction, where its samples come from, and the one-line definition."""
+
+    unit: str
+    better: Literal["lower", "higher"]
+    source: Literal["artifact", "bench", "eval"]
+    definition: str
+
+
+METRICS: dict[Metric, MetricInfo] = {
+    Metric.ARTIFACT_BYTES: MetricInfo(
+        "bytes", "lower", "artifact", "Sum of the sizes of every file in the artifact's folder; teacher: fp32 weights."
+    ),
+    Metric.LOAD_MS: MetricInfo(
+        "ms", "lower", "bench", "From before the engine's library is imported to ready for the first token."
+    ),
+    Metric.TTFT_MS: MetricInfo("ms", "lower", "bench", "From prompt token ids handed over to the first output token."),
+    Metric.RESPONSE_MS: MetricInfo(
+        "ms", "lower", "bench", "From prompt token ids handed over to the end-of-generation token of the answer."
+    ),
+    Metric.TPOT_MS: MetricInfo(
+        "ms", "lower", "bench", "Time of one output token after the first, fixed-length decode."
+    ),
+    Metric.PREFILL_TOKENS_PER_S: MetricInfo(
+        "tokens/s", "higher", "bench", "Prompt tokens over the time to evaluate them, empty cache."
+    ),
+    Metric.DECODE_TOKENS_PER_S: MetricInfo(
+        "tokens/s", "higher", "bench", "Output tokens after the first over their time, fixed length, ignoring EOS."
+    ),
+    Metric.REQUESTS_PER_HOUR: MetricInfo(
+        "requests/h", "higher", "bench", "3600 s over the mean response time of one stream of the task's prompts."
+    ),
+    Metric.PEAK_RSS_BYTES: MetricInfo(
+        "bytes", "lower", "bench", "VmHWM of the fresh inference process after load and the task's prompts."
+    ),
+    Metric.PEAK_ANON_BYTES: MetricInfo("bytes", "lower", "bench", "Highest RssAnon seen in the memory pass."),
+    Metric.PEAK_FILE_BYTES: MetricInfo("bytes", "lower", "bench", "Highest RssFile (mapped files) in the memory pass."),
+    Metric.EXACT_MATCH_RATIO: MetricInfo(
+        "ratio", "higher", "eval", "Held-out items whose answer equals the right one, over all items."
+    ),
+    Metric.BITS_PER_BYTE: MetricInfo(
+        "bits/byte", "lower", "eval", "Negative log2-likelihood of plain text over its UTF-8 bytes."
+    ),
+    Metric.KLD_NATS: MetricInfo(
+        "nats", "lower", "eval", "Mean KL(fp32 model ‖ artifact) of the next-token distribution on held-out answers."
+    ),
+    Metric.TOP1_RATIO: MetricInfo(
+        "ratio", "higher", "eval", "Positions whose most likely token equals the fp32 model's."
+    ),
+}
+
+_SIZES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_TIMES = {"ms": 1.0, "s": 1e3, "min": 60e3, "us": 1e-3, "µs": 1e-3}
+
+
+def parse_quantity(value: float | str, *, unit: str) -> float:
+    """A number in `unit` from a number or a text such as `"150 MB"`, `"40 ms"`, `"85 %"`.
+
+    Raises:
+        ValueError: the text is no number with a suffix that fits the unit.
+    """
+    if isinstance(value, int | float):
+        return float(value)
+    match = re.fullmatch(r"\s*([-+]?[0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-zµ%/]*)\s*", value)
+    if match:
+        number, suffix = float(match[1].replace("_", "")), match[2].lower()
+        if unit == "bytes" and suffix in _SIZES:
+            return number * _SIZES[suffix]
+        if unit == "ms" and suffix in _TIMES:
+            return number * _TIMES[suffix]
+        if unit == "ratio" and suffix == "%":
+            return number / 100
+        if suffix in ("", unit):
+            return number
+    example = {"bytes": "150 MB", "ms": "40 ms", "ratio": "95 %"}.get(unit, f"12 {unit}")
+    raise ValueError(f"expected a number or a text such as {example!r}")

@@ -1,0 +1,244 @@
+"""The recipe: everything a run depends on, in one validated TOML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from edgedistill.core.budget import Budget
+from edgedistill.core.config import apply_overrides, did_you_mean, load_toml, validate
+from edgedistill.core.errors import InputError
+from edgedistill.core.model import Noun
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+VARIANTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
+Variant = Literal["gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4"]
+
+
+class Task(Noun):
+    """What is asked and how an answer is judged. `chat_template` replaces the teacher's own when given."""
+
+    answer: Literal["json", "text"] = "text"
+    answer_schema: dict[str, Any] | None = None
+    system: str | None = None
+    chat_template: str | None = None
+    max_new_tokens: Positive = 256
+
+
+class Data(Noun):
+    """Where prompts come from: a built-in generator with sizes, or JSONL files (relative to the recipe)."""
+
+    generator: Literal["home-commands"] | None = None
+    gold: int | str = 0
+    valid: int | str = 0
+    heldout: int | str = 0
+    prompts: int | str = 0
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        for name in ("gold", "valid", "heldout", "prompts"):
+            value = getattr(self, name)
+            if self.generator and not isinstance(value, int):
+                raise ValueError(f"{name} = {value!r}: expected a count, because generator = {self.generator!r}")
+            if not self.generator and isinstance(value, int) and value:
+                raise ValueError(f"{name} = {value!r}: expected a JSONL path, because no generator is named")
+        return self
+
+
+class Adapt(Noun):
+    """LoRA adaptation of the teacher to the gold split, and the exact match on `valid` it must reach."""
+
+    rank: Positive = 16
+    alpha: Positive = 32
+    lr: float = 1e-3
+    epochs: float = 2.0
+    batch_size: Positive = 16
+    warmup_ratio: Share = 0.05
+    min_exact_match: Share = 0.95
+
+
+class Teacher(Noun):
+    """The model that answers. `model`: Hub id, local folder, local GGUF, or `pypi:PACKAGE==VERSION`."""
+
+    model: str
+    engine: Literal["hf", "llamacpp"] = "hf"
+    adapt: Adapt | None = None
+
+
+class Synth(Noun):
+    """How the teacher labels: batched, in shards, with the top-k log-probs of its answers."""
+
+    label_gold: bool = True
+    batch_size: Positive = 128
+    shard_size: Positive = 512
+    top_k: Positive = 8
+
+
+class Cut(Noun):
+    """How the student is cut from the teacher: layers kept (a list, or how many), FFN width, vocabulary size."""
+
+    layers: tuple[int, ...] | Positive
+    ffn: Positive | None = None
+    vocab: Positive | None = None
+
+
+class Student(Noun):
+    """The model that learns: cut from the teacher, or a model reference with the teacher's tokenizer."""
+
+    model: str | None = None
+    cut: Cut | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Student:
+        if (self.model is None) == (self.cut is None):
+            raise ValueError('expected either model = "…" or a [student.cut] table')
+        return self
+
+
+class Lora(Noun):
+    rank: Positive = 16
+    alpha: Positive = 32
+
+
+class Control(Noun):
+    """The control arm: the same student, initialisation, text and steps with plain cross-entropy."""
+
+
+class Train(Noun):
+    """Phase 2: cross-entropy on the teacher's answers plus forward KL from its cached distributions."""
+
+    lr: float = 1e-3
+    epochs: float = 2.0
+    batch_size: Positive = 32
+    kd_weight: Share = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    warmup_ratio: Share = 0.05
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    valid_share: Share = 0.05
+    evals_per_epoch: Positive = 1
+    patience: Positive = 3
+    checkpoint_every_s: float = 30.0
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    lora: Lora | None = None
+    control: Control | None = None
+
+
+class Export(Noun):
+    """Variants to build; `release` are those that ship and that budgets apply to; the teacher merely quantized."""
+
+    variants: tuple[Variant, ...] = VARIANTS
+    release: tuple[Variant, ...] = ("gguf-q4_0", "onnx-int4")
+    teacher_variants: tuple[Literal["gguf-q8_0", "gguf-q4_0"], ...] = ("gguf-q4_0",)
+    parity_texts: Positive = 16
+
+    @model_validator(mode="after")
+    def _release_is_built(self) -> Export:
+        missing = sorted(set(self.release) - set(self.variants))
+        if missing:
+            raise ValueError(f"release names {', '.join(missing)}, which variants does not build")
+        return self
+
+
+class Eval(Noun):
+    """Quality on held-out: items, and an optional plain text file for bits per byte (default: shipped text)."""
+
+    text: str | None = None
+    kld_items: Positive = 32
+
+
+class Bench(Noun):
+    """What is measured where: targets by name, interleaved blocks, task prompts a block, one fixed shape."""
+
+    targets: tuple[str, ...] = ("local-cpu", "mobile-class")
+    blocks: Positive = 6
+    prompts_per_block: Positive = 6
+    teacher_prompts_per_block: Positive = 2
+    prefill_tokens: Positive = 64
+    decode_tokens: Positive = 32
+
+
+class Gate(Noun):
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class Recipe(Noun):
+    """Everything a run depends on. `threads = 0` means every core this process may use."""
+
+    schema_version: Literal[1] = 1
+    name: Name
+    seed: int = 0
+    threads: Annotated[int, Field(ge=0)] = 0
+    task: Task = Task()
+    data: Data
+    teacher: Teacher
+    synth: Synth = Synth()
+    student: Student
+    train: Train = Train()
+    export: Export = Export()
+    eval: Eval = Eval()
+    bench: Bench = Bench()
+    gate: Gate = Gate()
+    budget: dict[Name, Budget] = Field(default_factory=dict)
+
+    @field_validator("budget")
+    @classmethod
+    def _ids_are_lower_case(cls, budget: dict[str, Budget]) -> dict[str, Budget]:
+        return dict(sorted(budget.items()))
+
+    @model_validator(mode="after")
+    def _budgets_name_what_exists(self) -> Recipe:
+        for identity, budget in self.budget.items():
+            if budget.target is not None and budget.target not in self.bench.targets:
+                near = did_you_mean(budget.target, self.bench.targets)
+                raise ValueError(f"budget.{identity}.target = {budget.target!r} is not in bench.targets{near}")
+            for artifact in budget.artifacts:
+                if artifact not in self.export.variants:
+                    near = did_you_mean(artifact, self.export.variants)
+                    raise ValueError(f"budget.{identity}.artifacts: {artifact!r} is not in export.variants{near}")
+        return self
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Recipes that come with the package, by name."""
+    folder = Path(__file__).resolve().parents[1] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find_recipe(reference: str) -> Path:
+    """Path of a recipe given as a TOML path or a shipped name.
+
+    Raises:
+        InputError: neither a file nor a shipped recipe.
+    """
+    path = Path(reference)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise InputError(f"expected a recipe at {path}, found no such file")
+        return path
+    shipped = shipped_recipes()
+    if reference not in shipped:
+        raise InputError(f"expected a recipe file or name, found {reference!r}{did_you_mean(reference, shipped)}")
+    return shipped[reference]
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read, override and validate a recipe; data paths become absolute, relative to the recipe's folder.
+
+    Raises:
+        InputError: listing every error of the file.
+    """
+    data = apply_overrides(load_toml(path), overrides)
+    section = data.get("data")
+    if isinstance(section, dict):
+        for name in ("gold", "valid", "heldout", "prompts"):
+            if isinstance(section.get(name), str):
+                section[name] = str((path.parent / section[name]).resolve())
+    evaluation = data.get("eval")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("text"), str):
+        evaluation["text"] = str((path.parent / evaluation["text"]).resolve())
+    return validate(Recipe, data, source=str(path))

@@ -1,0 +1,83 @@
+"""Prompt, TeacherRecord, Rejected, EvalItem, Quality: the rows that stages hand each other."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from edgedistill.core.model import Noun
+
+
+class Message(Noun):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Prompt(Noun):
+    """One request; `answer` is the right one where gold exists. `kind` is a free tag (template family, source)."""
+
+    schema_version: Literal[1] = 1
+    id: str
+    messages: tuple[Message, ...]
+    answer: str | None = None
+    kind: str = ""
+
+
+class TeacherRecord(Noun):
+    """A teacher's accepted answer to a prompt.
+
+    `prompt_ids` and `answer_ids` are the teacher tokenizer's ids (the answer's end with its end-of-generation id);
+    `logits_key` joins the row of the logits cache: the hash of ids, tokenizer, template and teacher revision.
+    """
+
+    schema_version: Literal[1] = 1
+    id: str
+    prompt_id: str
+    teacher: str
+    messages: tuple[Message, ...]
+    answer: str
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    logits_key: str | None = None
+
+
+class Rejected(Noun):
+    """A teacher's answer that was not kept, and why."""
+
+    schema_version: Literal[1] = 1
+    prompt_id: str
+    answer: str
+    reason: str
+    detail: str = ""
+
+
+class EvalItem(Noun):
+    """One model's greedy answer to one held-out item."""
+
+    schema_version: Literal[1] = 1
+    id: str
+    answer: str
+    output: str
+    output_ids: tuple[int, ...]
+    finish: Literal["stop", "length"]
+    correct: bool
+    kind: str = ""
+
+
+class Quality(Noun):
+    """One model's quality on the held-out items; `kld_nats` and `top1_ratio` are against `reference`."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    items: Annotated[int, Field(ge=1)]
+    exact_match_ratio: float
+    exact_match_low: float
+    exact_match_high: float
+    mean_output_tokens: float
+    bits_per_byte: float | None = None
+    reference: str | None = None
+    kld_nats: float | None = None
+    top1_ratio: float | None = None
+    scored_tokens: int = 0
+    extra: dict[str, Any] = Field(default_factory=dict)
