@@ -1,4 +1,4 @@
-"""TOML at the edge: read, override, validate; every error of a file reported together with place, found and expected."""
+"""TOML at the edge: read, override, validate; a file's errors come together, each with place, found and expected."""
 
 from __future__ import annotations
 

@@ -1,0 +1,36 @@
+"""Workload and Measurement: one flat row = result + every setting + environment + raw samples."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from edgedistill.core.budget import Evidence
+from edgedistill.core.metric import Metric
+from edgedistill.core.model import Noun
+
+Workload = Literal["prompts", "shape", "memory"]
+
+
+class Measurement(Noun):
+    """One block of one model on one target: a fresh process, its settings as it got them, and raw samples.
+
+    `samples` holds one value per repetition in the metric's unit, in the order measured. `pair` numbers the round in
+    which every model was measured once, so that ratios can be taken within a round. An invalid row keeps its reason.
+    """
+
+    schema_version: Literal[1] = 1
+    model: str
+    engine: str
+    target: str
+    workload: Workload
+    pair: int
+    evidence: Evidence
+    valid: bool
+    invalid_reason: str | None = None
+    samples: dict[Metric, list[float]] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    environment: dict[str, Any] = Field(default_factory=dict)
+    artifact_digest: str = ""
+    started: str
