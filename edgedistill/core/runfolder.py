@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -149,10 +150,8 @@ def run_stage(
         body(context)
     except (EdgeDistillError, OSError, MemoryError) as e:
         cause = str(e) or type(e).__name__
-        try:
+        with contextlib.suppress(OSError):  # a full disk must not hide the cause it made
             write_json(folder / "failed.json", {"stage": context.stage, "error": cause, "when": now()})
-        except OSError:
-            pass  # a full disk must not hide the cause it made
         raise
     files = list_files(folder, skip=NOT_OUTPUT)
     manifest = Manifest(
