@@ -1,0 +1,119 @@
+"""Which llama.cpp pre-tokenizer a tokenizer's real pipeline is, decided by its structure and never by a hash.
+
+llama.cpp knows pre-tokenizers by name (`tokenizer.ggml.pre`) and splits text with expressions built into its binary.
+A name is given only where those expressions and the pipeline of `tokenizer.json` cut every text at the same places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgedistill.core.errors import InputError
+
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL
+QWEN2_SPLIT = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL
+
+DIGITS = ("Digits", True)
+
+# (steps of the pipeline, whether BPE takes a whole word that stands in the vocabulary before merging) -> llama.cpp name
+KNOWN: dict[tuple[tuple[tuple[Any, ...], ...], bool], str] = {
+    ((("ByteLevel", True),), False): "gpt-2",
+    ((DIGITS, ("ByteLevel", True)), False): "smollm",
+    ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), True): "llama-bpe",
+    ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), False): "dbrx",
+    ((("Split", QWEN2_SPLIT), ("ByteLevel", False)), False): "qwen2",
+}
+KNOWN_IN_WORDS = (
+    "ByteLevel (gpt-2); Digits(individual) + ByteLevel (smollm); Split(Llama 3) + ByteLevel (llama-bpe, dbrx); "
+    "Split(Qwen 2) + ByteLevel (qwen2); Metaspace or Prepend + Replace with byte fallback (SentencePiece)"
+)
+PREFIX_LIMIT = "llama.cpp puts a space after every special token, the tokenizer only at the beginning of a text"
+NFC_LIMIT = "the tokenizer brings text to Unicode NFC first, llama.cpp does not"
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """`model` and `pre` as GGUF names them; `limits` are sentences on where llama.cpp cannot follow the tokenizer."""
+
+    model: str
+    pre: str
+    add_space_prefix: bool
+    limits: tuple[str, ...] = ()
+
+
+def identify(tokenizer: dict[str, Any], *, source: str) -> PreTokenizer:
+    """Name the pre-tokenizer of a parsed `tokenizer.json`.
+
+    Raises:
+        InputError: the model is not BPE, or the pipeline is none that llama.cpp is known to repeat.
+    """
+    model = tokenizer["model"]
+    if model.get("type") != "BPE":
+        raise InputError(
+            f"{source}: expected a BPE tokenizer, found {model.get('type')}; llama.cpp export knows {KNOWN_IN_WORDS}"
+        )
+    normalizer, limits = tokenizer.get("normalizer"), ()
+    if model.get("byte_fallback"):
+        return _sentencepiece(tokenizer, source=source)
+    if normalizer is not None:
+        if normalizer.get("type") != "NFC":
+            raise _unknown(tokenizer, source)
+        limits = (NFC_LIMIT,)
+    steps = tuple(_step(part) for part in _parts(tokenizer.get("pre_tokenizer"), "pretokenizers"))
+    name = KNOWN.get((steps, bool(model.get("ignore_merges"))))
+    if name is None or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise _unknown(tokenizer, source)
+    return PreTokenizer(model="gpt2", pre=name, add_space_prefix=False, limits=limits)
+
+
+def _sentencepiece(tokenizer: dict[str, Any], *, source: str) -> PreTokenizer:
+    """SentencePiece-style BPE: a space is `▁`, put before a text by a normalizer (always) or Metaspace (by scheme)."""
+    normalizers = [
+        (part["type"], part.get("prepend"), part.get("content"))
+        for part in _parts(tokenizer.get("normalizer"), "normalizers")
+    ]
+    replace = ("Replace", None, "▁")
+    pre_tokenizers = _parts(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    if not pre_tokenizers and normalizers == [("Prepend", "▁", None), replace]:
+        return PreTokenizer(model="llama", pre="default", add_space_prefix=True)
+    if not pre_tokenizers and normalizers == [replace]:
+        return PreTokenizer(model="llama", pre="default", add_space_prefix=False)
+    if not normalizers and len(pre_tokenizers) == 1 and pre_tokenizers[0]["type"] == "Metaspace":
+        part = pre_tokenizers[0]
+        scheme = part.get("prepend_scheme", "always")
+        if part.get("replacement") == "▁" and part.get("split") is False:
+            limits = (PREFIX_LIMIT,) if scheme == "first" else ()
+            return PreTokenizer(model="llama", pre="default", add_space_prefix=scheme != "never", limits=limits)
+    raise _unknown(tokenizer, source)
+
+
+def _parts(component: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    if component is None:
+        return []
+    if component["type"] == "Sequence":
+        return [leaf for part in component[inner] for leaf in _parts(part, inner)]
+    return [component]
+
+
+def _step(part: dict[str, Any]) -> tuple[Any, ...]:
+    """A pipeline step reduced to what decides where text is cut."""
+    kind = part["type"]
+    if kind == "Digits":
+        return (kind, bool(part.get("individual_digits")))
+    if kind == "ByteLevel" and not part.get("add_prefix_space"):
+        return (kind, part.get("use_regex", True) is not False)
+    if kind == "Split" and part.get("behavior") == "Isolated" and not part.get("invert"):
+        return (kind, part.get("pattern", {}).get("Regex"))
+    return (kind, repr(part))
+
+
+def _unknown(tokenizer: dict[str, Any], source: str) -> InputError:
+    found = {name: tokenizer.get(name) for name in ("normalizer", "pre_tokenizer")}
+    found["ignore_merges"] = tokenizer["model"].get("ignore_merges")
+    return InputError(
+        f"{source}: expected a tokenizer pipeline that llama.cpp can repeat ({KNOWN_IN_WORDS}), found {found}; "
+        "export this model to ONNX instead"
+    )

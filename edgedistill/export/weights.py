@@ -1,0 +1,67 @@
+"""Weights of a Hugging Face folder, read one tensor at a time without a deep-learning library.
+
+Format: https://huggingface.co/docs/safetensors (8-byte header length, JSON header, raw little-endian tensors).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from edgedistill.core.errors import InputError
+from edgedistill.core.files import inside, read_json
+from edgedistill.runtimes.safetensors_file import check_weights
+
+READ_AS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: file, stored type, shape, and its first byte."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    def read(self) -> np.ndarray:
+        """The tensor as float32, or as float16 where it is stored so."""
+        raw = np.fromfile(self.path, dtype=READ_AS[self.dtype], count=prod(self.shape), offset=self.start)
+        if self.dtype == "BF16":  # the upper half of a float32
+            raw = (raw.astype(np.uint32) << 16).view(np.float32)
+        return raw.reshape(self.shape)
+
+
+def stored_tensors(model: Path) -> dict[str, StoredTensor]:
+    """Every tensor of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+
+    Raises:
+        InputError: no safetensors, a damaged file, or a type other than F32, F16, BF16.
+    """
+    if not check_weights(model):
+        raise InputError(f"expected weights in {model}, found no safetensors file; save the model as safetensors")
+    index = model / "model.safetensors.index.json"
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else None
+    paths = sorted(model.glob("*.safetensors")) if names is None else [inside(model, name) for name in names]
+    return {name: tensor for path in paths for name, tensor in _stored_in(path).items()}
+
+
+def _stored_in(path: Path) -> dict[str, StoredTensor]:
+    with path.open("rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(length))
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if entry["dtype"] not in READ_AS:
+            raise InputError(
+                f"{path}: expected tensors of type {', '.join(READ_AS)}, found {name!r} of type {entry['dtype']}; "
+                "save the model unquantized"
+            )
+    return {
+        name: StoredTensor(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }

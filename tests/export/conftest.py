@@ -1,0 +1,46 @@
+"""llama.cpp's own converter as the oracle for GGUF."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgedistill.core.files import atomic_folder, cache_dir
+
+ORACLE = "llama-cpp-python==0.3.36"
+DRIVER = Path(__file__).with_name("oracle_driver.py")
+PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/")
+
+
+@pytest.fixture(scope="session")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[tuple[Path, Path, str]]], None]:
+    """Convert `(model, out, pre)` each with llama.cpp's own converter; skips where its source cannot be had."""
+    root = cache_dir() / "oracle" / ORACLE.replace("==", "-")
+    if not root.is_dir():
+        fetched = tmp_path_factory.mktemp("sdist")
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", ORACLE]
+        done = subprocess.run([*command, "-d", str(fetched)], capture_output=True, text=True, timeout=600)
+        archives = list(fetched.glob("*.tar.gz"))
+        if done.returncode or not archives:
+            pytest.skip(f"the source of {ORACLE} cannot be downloaded: {done.stderr.strip()[-200:]}")
+        with tarfile.open(archives[0]) as archive, atomic_folder(root) as folder:
+            for member in archive.getmembers():
+                relative = member.name.partition("/vendor/llama.cpp/")[2]
+                if member.isfile() and relative.startswith(PARTS):
+                    member.name = relative
+                    archive.extract(member, folder, filter="data")
+
+    def convert(jobs: list[tuple[Path, Path, str]]) -> None:
+        lines = "".join(json.dumps([str(model), str(out), pre]) + "\n" for model, out, pre in jobs)
+        done = subprocess.run(
+            [sys.executable, str(DRIVER), str(root)], input=lines, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return convert
