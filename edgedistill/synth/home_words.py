@@ -1,0 +1,100 @@
+"""Words of the home-command grammar, by tier: what gold holds, what prompts add, and what only valid or heldout hold.
+
+Every table is keyed by tier. `prompts` may also use what `gold` holds; `valid` and `heldout` words stand nowhere else.
+Rooms are all words that take "in the"; no room holds a device's name.
+"""
+
+from __future__ import annotations
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.replace("\n", ",").split(",") if word.strip())
+
+
+ROOMS = {
+    "gold": _words("""kitchen, bedroom, living room, bathroom, garage, hallway, office, dining room, basement, attic
+        guest room, nursery, laundry room, study, library, den, pantry, entryway, playroom, gym, closet, cellar
+        main bedroom, upstairs hall, sunroom, workshop, lounge, storage room, music room, family room"""),
+    "prompts": _words("""conservatory, utility room, mudroom, foyer, parlor, game room, craft room, home theater
+        reading room, spare room, kids room, cloakroom, dressing room, powder room, shower room, wine cellar
+        boiler room, server room, tool shed, greenhouse, barn, carport, boathouse, guest house, pool house
+        sewing room, breakfast room, drawing room, great room, bonus room, meeting room, break room, waiting room
+        lobby, corridor, stairwell, vestibule, alcove, blue room, back office, front hall, back hall, corner office
+        media room, exercise room, yoga room, prayer room, school room, art room, bunk room, summer house, tack room
+        coat room, trophy room, map room, green room, chapel, stable, nook, turret, mezzanine, penthouse, bakery
+        north wing, south wing, second bathroom, third bedroom, small bedroom, big bedroom, lower hall, wet room"""),
+    "valid": _words("""studio, toy room, ballroom, darkroom, west wing, rear hall, plant room, locker room
+        bicycle room, little office, cottage, tower, side room, supply room"""),
+    "heldout": _words("""loft, sauna, cabin, garden shed, master bedroom, ironing room, cinema room, billiard room
+        tea room, kitchenette, annex, atrium, scullery, box room, hobby room, piano room, gallery, crawl space
+        linen closet, wash room, east wing, first floor hall, cozy corner, teen room, salon, bungalow"""),
+}
+COLORS = {
+    "gold": _words("red, blue, green, yellow, white, purple"),
+    "prompts": _words("pink, cyan, teal, gold, lavender, crimson, lime, peach, coral, magenta, mint, navy, ruby"),
+    "valid": _words("scarlet, bronze, silver"),
+    "heldout": _words("orange, violet, turquoise, indigo, amber"),
+}
+MUSIC = {
+    "gold": _words("jazz, rock, pop, blues, folk, soul"),
+    "prompts": _words("country, metal, punk, disco, swing, gospel, funk, salsa, ambient, trance, house, indie, bach"),
+    "valid": _words("samba, grunge, polka"),
+    "heldout": _words("reggae, opera, techno, mozart, flamenco"),
+}
+# Names of things a home may have and this one cannot act on. None holds the name of a device that it can.
+UNKNOWN = {
+    "gold": _words("""kettle, coffee maker, dishwasher, washing machine, fridge, microwave, sprinkler, humidifier
+        printer, air conditioner, hair dryer, window, gate, computer, car, blender, hot tub, doorbell, shower, camera
+        lawn mower, elevator, rice cooker, air purifier, faucet, game console, router, phone, iron, treadmill"""),
+    "prompts": _words("""freezer, juicer, mixer, laptop, tablet, scanner, shredder, sewing machine, drill, table saw
+        leaf blower, chainsaw, truck, boat, fountain, fog machine, 3d printer, telescope, pressure washer, generator
+        water softener, garbage disposal, trash compactor, electric toothbrush, shaver, curling iron, bathtub, toilet
+        sink, grill, smoker, deep fryer, popcorn machine, espresso machine, water cooler, metronome, piano, bicycle
+        drum machine, keyboard, robot dog, drone, train set, drawer, safe, mailbox, umbrella, suitcase, aquarium pump
+        bread maker, waffle iron, food processor, massage chair, exercise bike, electric blanket, pool pump, scooter
+        slow cooker, ice maker, motorcycle, typewriter, crib, baby monitor, weather station, smoke detector, scale
+        rocket, tractor, forklift, sundial, jukebox, arcade machine, pinball machine, slot machine, cash register"""),
+    "valid": _words("mixing bowl, stapler, welder, cement mixer, ice cream machine, canoe, loom, microscope, trapdoor"),
+    "heldout": _words("""toaster, projector, clothes dryer, dehumidifier, jacuzzi, soda machine, foot bath, minivan
+        garage opener, egg cooker, sander, bird feeder, ceiling hatch, pasta maker, wheelchair, hedge trimmer"""),
+}
+CITIES = {
+    "gold": _words("paris, london, rome, berlin, tokyo, chicago"),
+    "prompts": _words("madrid, vienna, oslo, cairo, sydney, boston, dallas, lima, delhi, seoul, miami, athens, dublin"),
+    "valid": _words("prague, nairobi, denver"),
+    "heldout": _words("lisbon, toronto, helsinki, istanbul, bangkok"),
+}
+PEOPLE = {
+    "gold": _words("mom, anna, my boss, john, the plumber, my sister"),
+    "prompts": _words("dad, peter, maria, the doctor, my neighbor, uncle bob, the school, my wife, tom, grandma, lisa"),
+    "valid": _words("oscar, the landlord, my aunt"),
+    "heldout": _words("emma, the dentist, my cousin, grandpa, the mechanic"),
+}
+THINGS = {
+    "gold": _words("apples, cheese, batteries, new shoes, pizza, black holes, cats, bicycles"),
+    "prompts": _words("""bread, eggs, dinosaurs, volcanoes, the moon, whales, chess, tea, wine, robots, pirates, trains
+        castles, honey, gravity, dolphins, pyramids, rice, socks, candles, soap, poetry, bees, submarines, football"""),
+    "valid": _words("penguins, noodles, glaciers, violins"),
+    "heldout": _words("bananas, elephants, spaceships, olive oil, penicillin, tulips, kangaroos, toothpaste"),
+}
+TASKS = {
+    "gold": _words("buy milk, pay the rent, water the plants, call the bank"),
+    "prompts": _words("""take out the trash, feed the cat, wash the car, send the letter, book a flight, do my homework
+        renew my passport, pick up the kids, take my pills, charge my phone, stretch, drink water, buy a present"""),
+    "valid": _words("file my taxes, mow the lawn, return the books"),
+    "heldout": _words("walk the dog, visit the dentist, iron my shirts, back up my photos, bake a cake"),
+}
+
+# What each device may be called; every split uses all of them, since no learner could guess a name it never met.
+NOUNS = {
+    "light": _words("light, lights, lamp, ceiling light"),
+    "fan": _words("fan, ceiling fan, fans"),
+    "heater": _words("heater, heating, radiator"),
+    "blinds": _words("blinds, shades, window blinds"),
+    "lock": _words("door, doors"),
+    "tv": _words("tv, television, telly"),
+    "speaker": _words("speaker, speakers, stereo"),
+    "vacuum": _words("vacuum, robot vacuum, vacuum cleaner"),
+    "oven": _words("oven"),
+    "alarm": _words("alarm, alarm system, burglar alarm"),
+}

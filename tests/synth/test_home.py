@@ -1,0 +1,114 @@
+"""The home grammar: right answers, and held-out words and sentences that training never saw."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import jsonschema
+import pytest
+
+from edgedistill.core.errors import InputError
+from edgedistill.synth import home, home_words
+
+
+@pytest.fixture(scope="module")
+def data() -> home.HomeData:
+    return home.splits(7)
+
+
+def labelled(data: home.HomeData) -> list[home.Utterance]:
+    return [*data.gold, *data.valid, *data.heldout]
+
+
+def words_in(utterances: tuple[home.Utterance, ...]) -> str:
+    return "\n".join(f" {u.text} " for u in utterances)
+
+
+def test_sizes_and_determinism(data: home.HomeData) -> None:
+    assert [len(s) for s in (data.gold, data.valid, data.heldout, data.prompts)] == [600, 150, 300, 2000]
+    assert home.splits(7) == data
+    assert home.splits(8).heldout != data.heldout
+    assert all(u.answer is None for u in data.prompts)
+    assert all(u.answer for u in labelled(data))
+
+
+def test_unseen_splits_do_not_depend_on_the_size_of_the_seen_ones(data: home.HomeData) -> None:
+    other = home.splits(7, gold=50, prompts=100)
+    assert (other.heldout, other.valid) == (data.heldout, data.valid)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_utterances_templates_and_fillers_are_disjoint(seed: int) -> None:
+    data = home.splits(seed)
+    everything = [u.text for s in (data.gold, data.valid, data.heldout, data.prompts) for u in s]
+    assert len(set(everything)) == len(everything)
+    for unseen, others in (
+        (data.heldout, (data.gold, data.prompts, data.valid)),
+        (data.valid, (data.gold, data.prompts, data.heldout)),
+    ):
+        elsewhere = {u.template for s in others for u in s}
+        assert not elsewhere & {u.template for u in unseen}
+        text = "\n".join(words_in(s) for s in others)
+        fillers = {v for u in unseen for slot, v in u.fillers.items() if slot != "dev" or u.answer == home.REFUSAL}
+        assert len(fillers) > 40
+        assert not [f for f in fillers if re.search(rf"\b{re.escape(f)}\b", text)]
+
+
+def test_every_answer_is_valid_and_follows_from_the_words(data: home.HomeData) -> None:
+    validator = jsonschema.Draft202012Validator(home.ANSWER_SCHEMA)
+    for u in labelled(data):
+        answer = json.loads(u.answer or "")
+        validator.validate(answer)
+        assert list(answer) == ["device", "room", "action", "value"]
+        assert " " not in re.sub(r'"[^"]*"', "", u.answer or "")
+        if u.answer == home.REFUSAL:
+            continue
+        assert u.fillers["dev"] in home_words.NOUNS[answer["device"]]
+        assert f"{u.fillers['dev']}" in u.text
+        if answer["room"] == "any":
+            assert "room" not in u.fillers and not re.search(r"\bin the\b", u.text)
+        else:
+            assert re.search(rf"\b{re.escape(answer['room'])}\b", u.text)
+        if answer["value"] is None:
+            assert not re.search(r"\d", u.text)
+        else:
+            assert re.search(rf"\b{answer['value']}\b", u.text)
+
+
+def test_equal_words_never_have_two_answers() -> None:
+    answers: dict[str, set[str]] = {}
+    for seed in range(5):
+        for u in labelled(home.splits(seed)):
+            answers.setdefault(u.text, set()).add(u.answer or "")
+    assert [text for text, found in answers.items() if len(found) > 1] == []
+
+
+def test_every_intent_and_the_refusal_share_in_every_labelled_split(data: home.HomeData) -> None:
+    wanted = {(intent[0], intent[1]) for intent in home.INTENTS}
+    for split in (data.gold, data.valid, data.heldout):
+        found = Counter((a["device"], a["action"]) for a in (json.loads(u.answer or "") for u in split))
+        refused = found.pop(("none", "refuse"))
+        assert set(found) == wanted
+        assert 0.15 <= refused / len(split) <= 0.20
+
+
+def test_prompts_are_wider_than_gold(data: home.HomeData) -> None:
+    rooms = {u.fillers["room"] for u in data.prompts if "room" in u.fillers}
+    assert len(rooms) >= 60
+    assert len({u.template for u in data.prompts}) > 3 * len({u.template for u in data.gold})
+
+
+def test_no_name_of_an_unknown_thing_or_room_holds_a_device() -> None:
+    devices = {word for nouns in home_words.NOUNS.values() for noun in nouns for word in noun.split()}
+    others = [n for table in (home_words.UNKNOWN, home_words.ROOMS) for tier in table.values() for n in tier]
+    allowed = {"window", "robot"}  # a window or a robot dog is no device here; the blinds and the vacuum are
+    assert not [n for n in others if set(n.split()) & (devices - allowed - {"alarm", "system", "cleaner", "ceiling"})]
+
+
+def test_an_impossible_size_is_refused() -> None:
+    with pytest.raises(InputError, match="distinct heldout utterances; ask for fewer"):
+        home.splits(0, heldout=3000, refusal_share=1.0)
+    with pytest.raises(InputError, match="expected gold to be a number of utterances, found -1"):
+        home.splits(0, gold=-1)
