@@ -16,12 +16,16 @@ _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3_SPLIT = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL
 QWEN2_SPLIT = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL
 
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+DIGIT_SPLIT = r"\p{N}"
 DIGITS = ("Digits", True)
 
 # (steps of the pipeline, whether BPE takes a whole word that stands in the vocabulary before merging) -> llama.cpp name
 KNOWN: dict[tuple[tuple[tuple[Any, ...], ...], bool], str] = {
     ((("ByteLevel", True),), False): "gpt-2",
+    ((("Split", GPT2_SPLIT), ("ByteLevel", False)), False): "gpt-2",
     ((DIGITS, ("ByteLevel", True)), False): "smollm",
+    ((("Split", DIGIT_SPLIT), ("Split", GPT2_SPLIT), ("ByteLevel", False)), False): "smollm",
     ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), True): "llama-bpe",
     ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), False): "dbrx",
     ((("Split", QWEN2_SPLIT), ("ByteLevel", False)), False): "qwen2",
@@ -67,6 +71,23 @@ def identify(tokenizer: dict[str, Any], *, source: str) -> PreTokenizer:
     if name is None or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise _unknown(tokenizer, source)
     return PreTokenizer(model="gpt2", pre=name, add_space_prefix=False, limits=limits)
+
+
+def spelled_out(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """The same `tokenizer.json` with Digits and ByteLevel's built-in expression written as Split steps.
+
+    onnxruntime-genai passes over a Digits step and so cuts white space before digits wrongly; Split steps it obeys.
+    Other pipelines come back as they are.
+    """
+    steps = tuple(_step(part) for part in _parts(tokenizer.get("pre_tokenizer"), "pretokenizers"))
+    if steps != (DIGITS, ("ByteLevel", True)):
+        return tokenizer
+    splits = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in (DIGIT_SPLIT, GPT2_SPLIT)
+    ]
+    bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {**tokenizer, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, bytes_only]}}
 
 
 def _sentencepiece(tokenizer: dict[str, Any], *, source: str) -> PreTokenizer:

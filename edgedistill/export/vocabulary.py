@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import read_json
 from edgedistill.export.pretokenizer import PreTokenizer, identify
+from edgedistill.runtimes.chat import end_ids
 
 # Token types of the GGUF specification.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -81,7 +82,7 @@ def read_vocabulary(*, model: Path, rows: int) -> Vocabulary:
         if kind.model == "llama"
         else None,
         merges=tuple(" ".join(pair) for pair in pairs) if kind.model == "gpt2" else None,
-        ids=_special_ids(model=model, settings=settings, tokens=tokens, types=types),
+        ids=_special_ids(model=model, settings=settings, tokens=tokens),
         add_bos=add_bos,
         add_eos=add_eos,
         chat_template=read_chat_template(model=model, settings=settings),
@@ -113,16 +114,6 @@ def load_tokenizer(model: Path, *, settings: dict[str, Any]) -> Tokenizer:
         return AutoTokenizer.from_pretrained(model, local_files_only=True).backend_tokenizer
     except (OSError, ValueError) as e:
         raise InputError(damaged.format(path, e)) from None
-
-
-def end_of_generation_ids(model: Path) -> frozenset[int]:
-    """The ids at which `generate` stops: generation_config.json, else config.json (one id or a list)."""
-    for name in ("generation_config.json", "config.json"):
-        if (model / name).is_file():
-            found = read_json(model / name).get("eos_token_id")
-            if found is not None:
-                return frozenset(found if isinstance(found, list) else [found])
-    return frozenset()
 
 
 def read_chat_template(*, model: Path, settings: dict[str, Any]) -> str | None:
@@ -211,7 +202,7 @@ def _added_ends(tokenizer: Tokenizer, *, settings: dict[str, Any]) -> tuple[bool
     return full != bare and full[0] != bare[0], full != bare and full[-1] != bare[-1]
 
 
-def _special_ids(*, model: Path, settings: dict[str, Any], tokens: list[str], types: list[int]) -> dict[str, int]:
+def _special_ids(*, model: Path, settings: dict[str, Any], tokens: list[str]) -> dict[str, int]:
     place = {token: i for i, token in enumerate(tokens)}
     config = read_json(model / "config.json")
     ids: dict[str, int] = {}
@@ -221,15 +212,14 @@ def _special_ids(*, model: Path, settings: dict[str, Any], tokens: list[str], ty
         identity = place.get(named) if named is not None else config.get(f"{role}_token_id")
         if isinstance(identity, int) and 0 <= identity < len(tokens):
             ids[role] = identity
-    wanted = end_of_generation_ids(model)
-    if ids.get("eos") not in wanted and wanted:
-        ids["eos"] = min(wanted)
-    if "eos" not in ids:
+    wanted = set(end_ids(model))
+    if max(wanted) >= len(tokens) or min(wanted) < 0:
         raise InputError(
-            f"expected an end-of-sequence token in {model} (tokenizer_config.json or generation_config.json), found "
-            "none; generation would never end"
+            f"expected eos_token_id of {model} within the vocabulary of {len(tokens)}, found {sorted(wanted)}"
         )
-    # Absent ids would fall back to llama.cpp's own defaults, which are other models' tokens.
+    if ids.get("eos") not in wanted:
+        ids["eos"] = min(wanted)
+    # An absent id would fall back to llama.cpp's own default, which is another model's token.
     ids.setdefault("bos", ids["eos"])
     rest = sorted(i for i in wanted - {ids["eos"]} if tokens[i] not in ENDS_BY_TEXT)
     if len(rest) > 2:

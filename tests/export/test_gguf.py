@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from export_builders import save_byte_level, save_llama, save_sentencepiece
 from gguf import GGUFReader
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from edgedistill.core.errors import InputError
 from edgedistill.export.gguf import export_gguf_f16
-from edgedistill.export.pretokenizer import LLAMA3_SPLIT, QWEN2_SPLIT
+from edgedistill.export.pretokenizer import DIGIT_SPLIT, GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT
 from edgedistill.export.probes import probe_strings
-from edgedistill.export.vocabulary import end_of_generation_ids, read_vocabulary
+from edgedistill.export.vocabulary import read_vocabulary
 from edgedistill.runtimes.llama_lib import end_ids, tokenize_with
 
 # Ours always says the flags that theirs leaves to rules about vocabulary sizes; the name is the folder's, unpolished.
@@ -35,11 +35,9 @@ LLAMA3_ROPE = {
 }
 
 
-def split(pattern: str) -> Any:
-    from tokenizers import Regex
-
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level])
+def split(*patterns: str) -> Any:
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +121,6 @@ def test_flags_and_ends_are_what_llama_cpp_reads(folders: dict[str, Path], expor
     assert fields["spm"]["tokenizer.ggml.add_bos_token"].contents() is True
     assert fields["cut"]["tokenizer.ggml.tokens"].contents()[601:] == [f"[PAD{i}]" for i in range(601, 640)]
     assert fields["cut"]["tokenizer.ggml.token_type"].contents()[600:] == [4] + [5] * 39
-    assert end_of_generation_ids(folders["cut"]) == {2}
     assert end_ids(exported["cut"]) == {0, 2}  # <|endoftext|> by its text
     assert end_ids(exported["spm"]) == {2}
 
@@ -145,6 +142,8 @@ def test_ends_that_llama_cpp_does_not_know_by_text_are_written(tmp_path: Path) -
         (pre_tokenizers.ByteLevel(add_prefix_space=False), False, None, "gpt-2"),
         (split(LLAMA3_SPLIT), False, None, "dbrx"),
         (split(QWEN2_SPLIT), False, normalizers.NFC(), "qwen2"),
+        (split(GPT2_SPLIT), False, None, "gpt-2"),
+        (split(DIGIT_SPLIT, GPT2_SPLIT), False, None, "smollm"),
     ],
 )
 def test_pre_tokenizer_names_cut_text_alike(
@@ -173,7 +172,7 @@ def test_pre_tokenizer_names_cut_text_alike(
 )
 def test_unknown_pipeline_is_refused_with_the_list(pipeline: Any, normalizer: Any, tmp_path: Path) -> None:
     save_byte_level(tmp_path, pipeline=pipeline, normalizer=normalizer)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
     with pytest.raises(InputError, match=r"expected a tokenizer pipeline that llama\.cpp can repeat \(.*smollm"):
         read_vocabulary(model=tmp_path, rows=1200)
 
@@ -182,7 +181,7 @@ def test_sentencepiece_schemes(tmp_path: Path) -> None:
     found = {}
     for scheme in ("always", "first", "never"):
         save_sentencepiece(tmp_path / scheme, scheme=scheme)
-        (tmp_path / scheme / "config.json").write_text("{}")
+        (tmp_path / scheme / "config.json").write_text('{"eos_token_id": 2}')
         kind = read_vocabulary(model=tmp_path / scheme, rows=1000).kind
         found[scheme] = (kind.pre, kind.add_space_prefix, len(kind.limits))
     assert found == {"always": ("default", True, 0), "first": ("default", True, 1), "never": ("default", False, 0)}
@@ -190,7 +189,7 @@ def test_sentencepiece_schemes(tmp_path: Path) -> None:
 
 def test_merges_that_scores_cannot_repeat_are_refused(tmp_path: Path) -> None:
     save_sentencepiece(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
     path = tmp_path / "tokenizer.json"
     parsed = json.loads(path.read_text())
     merges = parsed["model"]["merges"]
@@ -250,7 +249,11 @@ def test_damaged_or_unknown_models_are_refused_in_one_sentence(folders: dict[str
         "shape": (config(intermediate_size=64), r"of shape (64, 64), found (96, 64)"),
         "rows": (config(vocab_size=1100), "expected token ids below 1100"),
         "untied": (config(tie_word_embeddings=False), "'lm_head.weight' is missing"),
-        "no-eos": (settings(), "expected an end-of-sequence token"),
+        "no-eos": (settings(), "expected eos_token_id in generation_config.json"),
+        "far-eos": (
+            lambda f: (f / "generation_config.json").write_text('{"eos_token_id": 1200}'),
+            "within the vocabulary of 1200, found [1200]",
+        ),
         "no-tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "expected a tokenizer at"),
         "cut-json": (lambda f: (f / "tokenizer.json").write_text('{"model":'), "is not a tokenizer that can be read"),
         "no-weights": (lambda f: (f / "model.safetensors").unlink(), "found no safetensors file"),
