@@ -73,7 +73,7 @@ def read_vocabulary(*, model: Path, rows: int) -> Vocabulary:
         unknown = parsed["model"].get("unk_token")
         types = [_sentencepiece_type(token, given=t, unknown=unknown) for token, t in zip(tokens, types, strict=True)]
     pairs: list[tuple[str, str]] = [tuple(pair) for pair in parsed["model"]["merges"]]
-    add_bos, add_eos = _added_ends(tokenizer, settings=settings)
+    add_bos, add_eos = _added_ends(tokenizer)
     return Vocabulary(
         kind=kind,
         tokens=tuple(tokens),
@@ -193,10 +193,8 @@ def _scores(
     return tuple(-float(first.get(token, 0)) for token in tokens)
 
 
-def _added_ends(tokenizer: Tokenizer, *, settings: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether the tokenizer puts BOS before and EOS after a text: its settings if they say so, else what it does."""
-    if "add_bos_token" in settings or "add_eos_token" in settings:
-        return bool(settings.get("add_bos_token")), bool(settings.get("add_eos_token"))
+def _added_ends(tokenizer: Tokenizer) -> tuple[bool, bool]:
+    """Whether the tokenizer puts BOS before and EOS after a text: what it does, whatever its settings say."""
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     full = tokenizer.encode("a", add_special_tokens=True).ids
     return full != bare and full[0] != bare[0], full != bare and full[-1] != bare[-1]

@@ -79,7 +79,7 @@ def cut_vocabulary(parsed: dict[str, Any], *, keep: int) -> dict[str, Any]:
 
 def save_sentencepiece(folder: Path, *, vocab: int = 700, scheme: str | None = None) -> None:
     """A SentencePiece-like BPE: `<unk> <s> </s>`, 256 bytes, then pieces; merges made of pieces as converters do."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     trained = Tokenizer(models.BPE())
@@ -105,11 +105,10 @@ def save_sentencepiece(folder: Path, *, vocab: int = 700, scheme: str | None = N
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     bpe.decoder = decoders.Sequence(steps)
     bpe.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", pair=None, special_tokens=[("<s>", 1)])
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     fast.chat_template = SPM_TEMPLATE
     fast.save_pretrained(folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": True}))
 
 
 def save_llama(
