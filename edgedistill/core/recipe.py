@@ -227,7 +227,9 @@ def find_recipe(reference: str) -> Path:
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read, override and validate a recipe; data paths become absolute, relative to the recipe's folder.
+    """Read, override and validate a recipe; data paths and models that are local become absolute.
+
+    They are looked up relative to the recipe's folder.
 
     Raises:
         InputError: listing every error of the file.
@@ -241,4 +243,9 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     evaluation = data.get("eval")
     if isinstance(evaluation, dict) and isinstance(evaluation.get("text"), str):
         evaluation["text"] = str((path.parent / evaluation["text"]).resolve())
+    for name in ("teacher", "student"):
+        section = data.get(name)
+        if isinstance(section, dict) and isinstance(section.get("model"), str):
+            local = path.parent / section["model"]
+            section["model"] = str(local.resolve()) if local.exists() else section["model"]
     return validate(Recipe, data, source=str(path))

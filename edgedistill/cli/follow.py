@@ -1,0 +1,126 @@
+"""What the commands have in common: run stages while telling how it goes, judge, and read what a run left."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from edgedistill import plan
+from edgedistill.cli import show
+from edgedistill.cli.progress import reporter
+from edgedistill.core.artifact import Manifest
+from edgedistill.core.budget import Verdict
+from edgedistill.core.config import validate
+from edgedistill.core.errors import (
+    EXIT_GATE_FAILED,
+    EXIT_INCONCLUSIVE,
+    EXIT_OK,
+    EXIT_STAGE_FAILED,
+    InputError,
+)
+from edgedistill.core.files import read_json
+from edgedistill.core.runfolder import FOLDERS, read_manifest
+
+EXIT_OF = {
+    "pass": EXIT_OK,
+    "fail": EXIT_GATE_FAILED,
+    "inconclusive": EXIT_INCONCLUSIVE,
+    "error": EXIT_STAGE_FAILED,
+}
+REPORT_FILES = ("report.html", "verdict.md", "verdict.json", "junit.xml", "comparison.json")
+
+
+def follow(
+    reference: str, overrides: tuple[str, ...], *, runs_dir: Path, verify: bool = False, until: str | None = None
+) -> int:
+    """Run what is not done up to `until` (default: all) and say so; returns the exit code, the verdict's after gate."""
+    run = plan.resolve(reference, overrides, runs_dir=runs_dir)
+    began = time.monotonic()
+    with reporter() as report:
+        report.note(f"{run.recipe.name} in {run.folder}")
+
+        def tell(step: plan.Step) -> None:
+            report.note(show.step_line(step, figures=_figures(step) if step.state in ("ran", "done") else {}))
+
+        steps = plan.execute(run, report, until=until, verify=verify, on_step=tell)
+    ran = [step.stage for step in steps if step.state == "ran"]
+    if ran:
+        print(f"ran {', '.join(ran)} in {show.duration(time.monotonic() - began)}")
+    else:
+        took = show.duration(sum(step.seconds or 0 for step in steps))
+        print(f"nothing to do: all {len(steps)} stages are done (they took {took})")
+    if until is not None:
+        print(f"results: {run.folder / FOLDERS[until]}")
+        return EXIT_OK
+    return _conclude(run)
+
+
+def judge(reference: str, overrides: tuple[str, ...], *, runs_dir: Path) -> Verdict:
+    """The verdict on what a run has measured, judged anew if its budgets changed.
+
+    Raises:
+        StageError: a stage before the gate is not done, so there is nothing to judge.
+    """
+    run = plan.resolve(reference, overrides, runs_dir=runs_dir)
+    with reporter() as report:
+        plan.execute(run, report, only="gate")
+    return _verdict(run)
+
+
+def report_files(reference: str, overrides: tuple[str, ...], *, runs_dir: Path) -> dict[str, str]:
+    """File name → path of what the gate reports in, brought up to date."""
+    run = plan.resolve(reference, overrides, runs_dir=runs_dir)
+    with reporter() as report:
+        plan.execute(run, report, only="gate")
+    folder = run.folder / FOLDERS["gate"]
+    return {name: str(folder / name) for name in REPORT_FILES if (folder / name).is_file()}
+
+
+def state_of(reference: str, *, runs_dir: Path, verify: bool) -> dict[str, Any]:
+    """A run's stages, their figures and its verdict, as JSON values."""
+    run = plan.resolve(reference, runs_dir=runs_dir)
+    steps = plan.plan(run, verify=verify)
+    done = {step.stage for step in steps if step.state == "done"}
+    stages = [row | {"figures": _figures(step)} for row, step in zip(show.steps_json(steps), steps, strict=True)]
+    return {
+        "run": run.recipe.name,
+        "folder": str(run.folder),
+        "stages": stages,
+        "verdict": _verdict(run).outcome if "gate" in done else None,
+    }
+
+
+def comparison_of(reference: str, *, runs_dir: Path) -> dict[str, Any]:
+    """A run's `comparison.json`: every artifact beside the teacher.
+
+    Raises:
+        InputError: the run has none yet.
+    """
+    run = plan.resolve(reference, runs_dir=runs_dir)
+    path = run.folder / FOLDERS["gate"] / "comparison.json"
+    if not path.is_file():
+        raise InputError(f"expected {path}, found none; run `edgedistill run {reference}` to the end first")
+    return read_json(path)
+
+
+def _conclude(run: plan.Run) -> int:
+    folder = run.folder / FOLDERS["gate"]
+    if (folder / "comparison.json").is_file():
+        print(show.comparison_table(read_json(folder / "comparison.json")))
+    verdict = _verdict(run)
+    print(show.verdict_table(verdict, only_open=True))
+    for title, path in (("report", folder / "report.html"), ("release", folder / "release")):
+        if path.exists():
+            print(f"{title}: {path}")
+    return EXIT_OF[verdict.outcome]
+
+
+def _verdict(run: plan.Run) -> Verdict:
+    path = run.folder / FOLDERS["gate"] / "verdict.json"
+    return validate(Verdict, read_json(path), source=str(path))
+
+
+def _figures(step: plan.Step) -> dict[str, Any]:
+    manifest: Manifest | None = read_manifest(step.folder)
+    return manifest.figures if manifest else {}

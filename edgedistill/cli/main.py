@@ -1,0 +1,211 @@
+"""The command line: `edgedistill COMMAND`; data goes to stdout, progress to stderr, an error is one sentence."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgedistill.core.errors import EdgeDistillError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="From a teacher model and a prompt file to measured, gated GGUF and ONNX artifacts for small devices.",
+    epilog="Exit codes: 0 ok or pass, 1 gate failed, 2 bad input, 3 inconclusive, 4 stage failed, 5 something missing.",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+targets_app = typer.Typer(help="List the targets, or show one.", rich_markup_mode=None)
+app.add_typer(targets_app, name="targets")
+
+Reference = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe's path, a shipped recipe's name, or a run's folder.")
+]
+RunFolder = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart, or its recipe.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Override a recipe value, VALUE as TOML; may be repeated."),
+]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where runs are kept.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Hash every file of finished stages again.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RUNS = Path("runs")
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    # Read by main() before parsing, so that it may stand anywhere; declared here for --help.
+    pass
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check what this machine has of what a run needs."""
+    from edgedistill.cli.doctor import examine, render
+
+    findings = examine()
+    _print(findings if as_json else render(findings), as_json=as_json)
+    raise typer.Exit(5 if any(finding["level"] == "missing" for finding in findings) else 0)
+
+
+@app.command()
+def plan(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
+    """Show what a run would do, and why; changes nothing."""
+    from edgedistill import plan as stages
+    from edgedistill.cli import show
+
+    steps = stages.plan(stages.resolve(reference, tuple(overrides or ()), runs_dir=runs_dir))
+    _print(show.steps_json(steps) if as_json else show.steps_table(steps), as_json=as_json)
+
+
+@app.command()
+def run(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False) -> None:
+    """Run every stage that is not done, to the verdict."""
+    from edgedistill.cli.follow import follow
+
+    raise typer.Exit(follow(reference, tuple(overrides or ()), runs_dir=runs_dir, verify=verify))
+
+
+@app.command()
+def synth(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False) -> None:
+    """Run phase 1: data, teacher, the teacher's answers."""
+    from edgedistill.cli.follow import follow
+
+    raise typer.Exit(follow(reference, tuple(overrides or ()), runs_dir=runs_dir, verify=verify, until="synth"))
+
+
+@app.command()
+def train(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False) -> None:
+    """Run phase 2 and what it needs: train the student."""
+    from edgedistill.cli.follow import follow
+
+    raise typer.Exit(follow(reference, tuple(overrides or ()), runs_dir=runs_dir, verify=verify, until="train"))
+
+
+@app.command()
+def export(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False) -> None:
+    """Run up to the GGUF and ONNX artifacts."""
+    from edgedistill.cli.follow import follow
+
+    raise typer.Exit(follow(reference, tuple(overrides or ()), runs_dir=runs_dir, verify=verify, until="export"))
+
+
+@app.command(name="eval")
+def evaluate(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False) -> None:
+    """Run up to the quality of every model, held-out."""
+    from edgedistill.cli.follow import follow
+
+    raise typer.Exit(follow(reference, tuple(overrides or ()), runs_dir=runs_dir, verify=verify, until="eval"))
+
+
+@app.command()
+def bench(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False) -> None:
+    """Run up to time and memory of every model."""
+    from edgedistill.cli.follow import follow
+
+    raise typer.Exit(follow(reference, tuple(overrides or ()), runs_dir=runs_dir, verify=verify, until="bench"))
+
+
+@app.command()
+def gate(reference: RunFolder, overrides: Set = None, runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
+    """Hold what was measured against every budget.
+
+    Measures nothing itself; the exit code is the verdict.
+    """
+    from edgedistill.cli import show
+    from edgedistill.cli.follow import EXIT_OF, judge
+
+    verdict = judge(reference, tuple(overrides or ()), runs_dir=runs_dir)
+    _print(verdict.model_dump(mode="json") if as_json else show.verdict_table(verdict), as_json=as_json)
+    raise typer.Exit(EXIT_OF[verdict.outcome])
+
+
+@app.command()
+def report(reference: RunFolder, overrides: Set = None, runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
+    """Bring a run's report up to date; print its paths."""
+    from edgedistill.cli.follow import report_files
+
+    files = report_files(reference, tuple(overrides or ()), runs_dir=runs_dir)
+    _print(files if as_json else "\n".join(files.values()), as_json=as_json)
+
+
+@app.command()
+def status(reference: RunFolder, runs_dir: RunsDir = RUNS, verify: Verify = False, as_json: Json = False) -> None:
+    """Show what a run has done, what failed, the verdict."""
+    from edgedistill.cli import show
+    from edgedistill.cli.follow import state_of
+
+    state = state_of(reference, runs_dir=runs_dir, verify=verify)
+    _print(state if as_json else show.status_table(state), as_json=as_json)
+
+
+@app.command()
+def compare(references: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+            runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:  # fmt: skip
+    """Set every artifact beside its teacher."""
+    from edgedistill.cli import show
+    from edgedistill.cli.follow import comparison_of
+
+    found = {name: comparison_of(name, runs_dir=runs_dir) for name in references}
+    data = next(iter(found.values())) if len(found) == 1 else found
+    _print(data if as_json else "\n\n".join(show.comparison_table(c) for c in found.values()), as_json=as_json)
+
+
+@targets_app.callback(invoke_without_command=True)
+def targets(ctx: typer.Context, as_json: Json = False) -> None:
+    if ctx.invoked_subcommand is None:
+        from edgedistill.cli import show
+        from edgedistill.core.target import all_targets, load_target
+
+        known = [load_target(name) for name in all_targets()]
+        _print([t.model_dump(mode="json") for t in known] if as_json else show.targets_table(known), as_json=as_json)
+
+
+@targets_app.command(name="show")
+def targets_show(target: Annotated[str, typer.Argument(metavar="ID", help="A target's id or TOML file.")],
+                 as_json: Json = False) -> None:  # fmt: skip
+    """Show one target with the provenance of every figure."""
+    from edgedistill.cli import show
+    from edgedistill.core.target import load_target
+
+    found = load_target(target)
+    _print(found.model_dump(mode="json") if as_json else show.target_text(found), as_json=as_json)
+
+
+def main() -> None:
+    """Entry of the console script: runs a command and turns what it raises into a sentence and an exit code."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        code = app(arguments or ["--help"], prog_name="edgedistill", standalone_mode=False)
+    except EdgeDistillError as e:
+        _fail(str(e), e.exit_code, debug=debug)
+    except typer.TyperException as e:
+        _fail(e.format_message(), e.exit_code, debug=debug)
+    if code == INTERRUPTED:
+        _fail("interrupted; run the same command again to go on", INTERRUPTED)
+    sys.exit(code)
+
+
+def _fail(sentence: str, code: int, *, debug: bool = False) -> None:
+    if debug:
+        raise
+    typer.echo(f"edgedistill: {sentence}", err=True)
+    sys.exit(code)
+
+
+def _print(value: object, *, as_json: bool) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) if as_json else value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Nouns as text: plain aligned columns that read the same on a terminal and in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from edgedistill.core.budget import Check, Verdict
+from edgedistill.core.target import Target
+from edgedistill.plan import Step
+
+MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "error": "ERROR"}
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A value with its unit as a person writes it: 18.5 MB, 42 ms, 95.3 %."""
+    if value is None:
+        return "–"
+    if unit == "bytes":
+        for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+            if abs(value) >= size:
+                return f"{value / size:.4g} {name}"
+        return f"{value:.0f} B"
+    if unit == "ratio":
+        return f"{100 * value:.4g} %"
+    return f"{value:.4g} {unit}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def steps_json(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    return [
+        {"stage": s.stage, "state": s.state, "why": s.why, "folder": str(s.folder), "seconds": s.seconds} for s in steps
+    ]
+
+
+def steps_table(steps: Sequence[Step]) -> str:
+    rows = [(s.stage, s.state, duration(s.seconds) if s.seconds is not None else "", s.why) for s in steps]
+    return table(("stage", "state", "took", "why"), rows)
+
+
+def step_line(step: Step, *, figures: dict[str, Any]) -> str:
+    """One line as a stage is found done, begins, or has run; `figures` are its headline numbers."""
+    if step.state == "running":
+        return f"{step.stage}: running"
+    shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items() if _is_plain(v)][:5]
+    said = f" ({', '.join(shown)})" if shown else ""
+    if step.state == "ran":
+        return f"{step.stage}: done in {duration(step.seconds or 0)}{said}"
+    return f"{step.stage}: {step.state}" + (said if step.state == "done" else f", {step.why}")
+
+
+def status_table(state: dict[str, Any]) -> str:
+    rows = [
+        (s["stage"], s["state"], duration(s["seconds"]) if s["seconds"] is not None else "", s["why"])
+        for s in state["stages"]
+    ]
+    return (
+        table(("stage", "state", "took", "why"), rows)
+        + f"\n\n{state['folder']}: verdict {state['verdict'] or 'none yet'}"
+    )
+
+
+def verdict_table(verdict: Verdict, *, only_open: bool = False) -> str:
+    """Every check with estimate, interval and outcome; with `only_open` those that did not pass, and how many did."""
+    checks = [c for c in verdict.checks if not (only_open and c.outcome == "pass")]
+    passed = sum(c.outcome == "pass" for c in verdict.checks)
+    summary = f"verdict: {verdict.outcome} ({passed} of {len(verdict.checks)} checks pass)"
+    if not checks:
+        return summary
+    header = ("budget", "artifact", "target", "metric", "limit", "estimate", "interval", "outcome")
+    reasons = [f"{c.budget} {c.artifact}: {c.reason}" for c in checks if c.outcome != "pass"]
+    return "\n".join([table(header, [_check_row(c) for c in checks]), *reasons, summary])
+
+
+def comparison_table(comparison: dict[str, Any]) -> str:
+    return str(comparison)
+
+
+def targets_table(targets: Sequence[Target]) -> str:
+    rows = [(t.id, t.device_class, t.runner, t.evidence, t.title) for t in targets]
+    return table(("target", "class", "runner", "evidence", "title"), rows)
+
+
+def target_text(target: Target) -> str:
+    rows = [(name, f.value, f.provenance, f.date or "", f.url or f.note or "") for name, f in target.figures.items()]
+    limits = target.limits
+    lines = [
+        f"{target.id}: {target.title}",
+        f"class {target.device_class}, runner {target.runner}, evidence {target.evidence}",
+        f"limits: {limits.cores or 'all'} cores, "
+        f"{quantity(limits.memory_bytes, 'bytes') if limits.memory_bytes else 'all'} memory",
+    ]
+    if target.note:
+        lines.append(target.note)
+    if rows:
+        lines += ["", table(("figure", "value", "provenance", "date", "source"), rows)]
+    return "\n".join(lines)
+
+
+def _check_row(check: Check) -> tuple[str, ...]:
+    unit = "ratio" if check.limit_kind.endswith("ratio") else check.unit
+    sign = "≤" if check.limit_kind.startswith("max") else "≥"
+    against = f" of {check.against}" if check.against else ""
+    interval = f"{quantity(check.low, unit)} … {quantity(check.high, unit)}" if check.low is not None else "–"
+    return (
+        check.budget, check.artifact, check.target or "–", check.metric.value,
+        f"{sign} {quantity(check.limit, unit)}{against}", quantity(check.estimate, unit), interval,
+        MARKS[check.outcome],
+    )  # fmt: skip
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, int | float | str) and not isinstance(value, bool)

@@ -1,0 +1,313 @@
+"""The stages in order: what each depends on, what is done, stale or to do and why, and running what is not done."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgedistill.core.artifact import Manifest
+from edgedistill.core.config import apply_overrides, did_you_mean, validate
+from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.files import read_json, sha256_file, write_json
+from edgedistill.core.host import host_id
+from edgedistill.core.recipe import Recipe, find_recipe, load_recipe
+from edgedistill.core.runfolder import FOLDERS, Reporter, StageState, read_manifest, stage_state
+from edgedistill.core.target import load_target
+from edgedistill.stage_process import run_in_process
+
+LOCK_FILE = "recipe.lock.json"
+SPLITS = ("gold", "valid", "heldout", "prompts")
+Parameters = Callable[[Recipe], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its code, what of the recipe and the host it depends on, and the outputs it reads.
+
+    `inputs` names stages, or one file of a stage as `data/heldout.jsonl`. Raise `version` when the same inputs lead
+    to another output, so that old results are recomputed.
+    """
+
+    name: str
+    version: int
+    entry: str
+    parameters: Parameters
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe and the folder its results lie in."""
+
+    recipe: Recipe
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a plan: its state and why; `seconds` is what it took, None when it is not done."""
+
+    stage: str
+    state: str
+    why: str
+    folder: Path
+    seconds: float | None = None
+
+
+def _data(recipe: Recipe) -> dict[str, Any]:
+    sources = {name: getattr(recipe.data, name) for name in SPLITS}
+    hashes = {name: _file_hash(value) for name, value in sources.items() if isinstance(value, str)}
+    return {"data": recipe.data.model_dump(mode="json") | hashes, "task": _task(recipe), "seed": recipe.seed}
+
+
+def _teacher(recipe: Recipe) -> dict[str, Any]:
+    teacher = recipe.teacher.model_dump(mode="json") | {"model": _model(recipe.teacher.model)}
+    return {"teacher": teacher, "task": _task(recipe), "seed": recipe.seed}
+
+
+def _synth(recipe: Recipe) -> dict[str, Any]:
+    synth = recipe.synth.model_dump(mode="json")
+    return {"synth": synth, "engine": recipe.teacher.engine, "task": _task(recipe), "seed": recipe.seed}
+
+
+def _train(recipe: Recipe) -> dict[str, Any]:
+    student = recipe.student.model_dump(mode="json")
+    if recipe.student.model is not None:
+        student["model"] = _model(recipe.student.model)
+    # How often a checkpoint is written changes no result.
+    train = recipe.train.model_dump(mode="json", exclude={"checkpoint_every_s"})
+    return {"student": student, "train": train, "task": _task(recipe), "seed": recipe.seed}
+
+
+def _export(recipe: Recipe) -> dict[str, Any]:
+    # Which variants ship is the gate's question.
+    return {"export": recipe.export.model_dump(mode="json", exclude={"release"}), "task": _task(recipe)}
+
+
+def _eval(recipe: Recipe) -> dict[str, Any]:
+    text = recipe.eval.text
+    evaluation = recipe.eval.model_dump(mode="json") | {"text": _file_hash(text) if text else None}
+    return {"eval": evaluation, "task": _task(recipe), "seed": recipe.seed}
+
+
+def _bench(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "bench": recipe.bench.model_dump(mode="json"),
+        "targets": {name: load_target(name).model_dump(mode="json") for name in recipe.bench.targets},
+        "host": host_id(),
+        "threads": recipe.threads,
+        "max_new_tokens": recipe.task.max_new_tokens,
+        "seed": recipe.seed,
+    }
+
+
+def _gate(recipe: Recipe) -> dict[str, Any]:
+    budgets = {name: budget.model_dump(mode="json") for name, budget in recipe.budget.items()}
+    return {
+        "budget": budgets,
+        "gate": recipe.gate.model_dump(mode="json"),
+        "release": list(recipe.export.release),
+        "name": recipe.name,
+        "seed": recipe.seed,
+    }
+
+
+def _task(recipe: Recipe) -> dict[str, Any]:
+    return recipe.task.model_dump(mode="json")
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("data", 1, "edgedistill.synth.stage:run_data", _data),
+        Stage("teacher", 1, "edgedistill.synth.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
+        Stage(
+            "synth",
+            1,
+            "edgedistill.synth.stage:run_synth",
+            _synth,
+            ("data/gold.jsonl", "data/prompts.jsonl", "teacher"),
+        ),
+        Stage("train", 1, "edgedistill.train.stage:run", _train, ("teacher", "synth")),
+        Stage("export", 1, "edgedistill.export.stage:run", _export, ("teacher", "train")),
+        Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
+        Stage("bench", 1, "edgedistill.bench.stage:run", _bench, ("data/prompts.jsonl", "teacher", "export")),
+        Stage("gate", 1, "edgedistill.gate.stage:run", _gate, ("synth", "train", "export", "eval", "bench")),
+    )
+}
+
+
+def resolve(reference: str, overrides: tuple[str, ...] = (), *, runs_dir: Path = Path("runs")) -> Run:
+    """The run meant by a recipe's path, a shipped recipe's name, or the folder of an earlier run. Writes nothing.
+
+    Raises:
+        InputError: nothing of that name, or every error of the recipe.
+    """
+    folder = Path(reference)
+    if (folder / LOCK_FILE).is_file():
+        data = read_json(folder / LOCK_FILE)
+        return Run(validate(Recipe, apply_overrides(data, overrides), source=str(folder / LOCK_FILE)), folder)
+    if folder.is_dir():
+        raise InputError(f"expected a run folder, found no {LOCK_FILE} in {folder}; name a recipe or a run's folder")
+    recipe = load_recipe(find_recipe(reference), overrides)
+    return Run(recipe, runs_dir / recipe.name)
+
+
+def needed(until: str | None) -> list[Stage]:
+    """The stages that `until` needs, itself last; every stage for None.
+
+    Raises:
+        InputError: no such stage.
+    """
+    if until is None:
+        return list(STAGES.values())
+    if until not in STAGES:
+        raise InputError(f"expected a stage, found {until!r}{did_you_mean(until, STAGES)}")
+    wanted = {until}
+    for stage in reversed(STAGES.values()):
+        if stage.name in wanted:
+            wanted |= {name.partition("/")[0] for name in stage.inputs}
+    return [stage for stage in STAGES.values() if stage.name in wanted]
+
+
+def plan(run: Run, *, until: str | None = None, verify: bool = False) -> list[Step]:
+    """What is done and what is not, and why; a stage whose inputs are not done yet waits for them.
+
+    Raises:
+        InputError: a file or target that the recipe names is absent.
+    """
+    steps: list[Step] = []
+    done: set[str] = set()
+    for stage in needed(until):
+        step = _step(run, stage, done=done, verify=verify)
+        steps.append(step)
+        if step.state == "done":
+            done.add(stage.name)
+    return steps
+
+
+def execute(
+    run: Run,
+    report: Reporter,
+    *,
+    until: str | None = None,
+    only: str | None = None,
+    verify: bool = False,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> list[Step]:
+    """Run what is not done, in order, each stage in a process of its own; `on_step` is told before and after.
+
+    A stage that runs is told with the state `running`, and again with `ran`.
+
+    Raises:
+        InputError: another process works on this run.
+        StageError: a stage failed, or `only` names a stage whose inputs are not done.
+    """
+    with _locked(run.folder) as lock:
+        write_json(run.folder / LOCK_FILE, run.recipe.model_dump(mode="json"))
+        if only:
+            _require_inputs(run, only, verify=verify)
+        steps: list[Step] = []
+        done = set(STAGES) if only else set[str]()
+        for stage in [STAGES[only]] if only else needed(until):
+            step = _step(run, stage, done=done, verify=verify)
+            on_step(step)
+            if step.state != "done":
+                on_step(replace(step, state="running"))
+                step = _run_step(run, stage, step, report=report, lock=lock)
+                on_step(step)
+            steps.append(step)
+            done.add(stage.name)
+        return steps
+
+
+def stage_arguments(run: Run, name: str) -> dict[str, Any]:
+    """Version, parameters and input digests of a stage, as `run_stage` and `stage_state` take them."""
+    stage = STAGES[name]
+    return {
+        "version": stage.version,
+        "parameters": stage.parameters(run.recipe),
+        "inputs": {source: _digest(run.folder, source) for source in stage.inputs},
+    }
+
+
+def _step(run: Run, stage: Stage, *, done: set[str], verify: bool) -> Step:
+    folder = run.folder / FOLDERS[stage.name]
+    waits = sorted({name.partition("/")[0] for name in stage.inputs} - done, key=list(STAGES).index)
+    if waits:
+        state = "stale" if (folder / "manifest.json").is_file() else "todo"
+        return Step(stage.name, state, f"waits for {', '.join(waits)}", folder)
+    found: StageState = stage_state(folder=folder, stage=stage.name, verify=verify, **stage_arguments(run, stage.name))
+    seconds = manifest.seconds if found.state == "done" and (manifest := read_manifest(folder)) else None
+    why = (_failure(folder) if found.state == "partial" else None) or found.why
+    return Step(stage.name, found.state, why, folder, seconds)
+
+
+def _run_step(run: Run, stage: Stage, step: Step, *, report: Reporter, lock: int) -> Step:
+    began = time.monotonic()
+    run_in_process(
+        run=run.folder, recipe=run.recipe, stage=stage.name, entry=stage.entry, report=report, lock=lock,
+        **stage_arguments(run, stage.name),
+    )  # fmt: skip
+    return replace(step, state="ran", seconds=round(time.monotonic() - began, 1))
+
+
+def _require_inputs(run: Run, name: str, *, verify: bool) -> None:
+    before = [step for step in plan(run, until=name, verify=verify)[:-1] if step.state != "done"]
+    if before:
+        found = "; ".join(f"{step.stage} is {step.state} ({step.why})" for step in before)
+        raise StageError(f"{name} needs what comes before it done, found: {found}; run `edgedistill run {run.folder}`")
+
+
+def _failure(folder: Path) -> str | None:
+    path = folder / "failed.json"
+    return f"failed: {read_json(path)['error']}" if path.is_file() else None
+
+
+def _digest(run: Path, source: str) -> str:
+    name, _, file = source.partition("/")
+    manifest: Manifest | None = read_manifest(run / FOLDERS[name])
+    if manifest is None:
+        raise StageError(f"expected {name} to be done in {run}, found no manifest; run `edgedistill run {run}`")
+    if not file:
+        return manifest.output_digest
+    # A split that the recipe does not name is no file, and no change of the others.
+    return next((entry.sha256 for entry in manifest.files if entry.path == file), "absent")
+
+
+def _file_hash(path: str) -> str:
+    if not Path(path).is_file():
+        raise InputError(f"expected a file at {path}, as the recipe names it, found none")
+    return sha256_file(Path(path))
+
+
+def _model(reference: str) -> Any:
+    """The reference; of local files also name, size and time of change: weights are too big to hash for each plan."""
+    path = Path(reference).expanduser()
+    if reference.startswith("pypi:") or not path.exists():
+        return reference
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return [reference, *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files)]
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Hold the run's lock; stage processes inherit it, so an orphan of a killed run keeps it until it is gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as f:
+        for attempt in range(31):
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 30:
+                    raise InputError(
+                        f"expected {folder} free, found another edgedistill at work on it; wait for it or stop it"
+                    ) from None
+                time.sleep(0.1)
+        yield f.fileno()
