@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ def load_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"expected a TOML file at {path}, found nothing there") from None
+    except OSError as e:
+        raise InputError(f"expected a readable TOML file at {path}: {e.strerror}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise InputError(f"{path} is not valid TOML: {e}") from None
 
@@ -41,8 +44,11 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         if not separator or not name.strip():
             raise InputError(f"expected --set NAME=VALUE, found {override!r}")
         try:
-            value = tomllib.loads(f"v = {text}")["v"]
+            parsed = tomllib.loads(f"v = {text}")
+            value = parsed.pop("v")
         except tomllib.TOMLDecodeError:
+            parsed = {"not": "TOML"}
+        if parsed:
             raise InputError(
                 f"--set {name.strip()}: expected a TOML value, found {text!r}; quote text as in 'name=\"text\"'"
             ) from None
@@ -65,7 +71,12 @@ def validate(model: type[Model], data: Any, *, source: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as e:
-        lines = [_describe(error, model=model, data=data) for error in e.errors(include_url=False)]
+        errors: dict[str, list[str]] = {}
+        for error in e.errors(include_url=False):
+            place, message = _describe(error, model=model, data=data)
+            errors.setdefault(place, []).append(message)
+        # A value that fits no member of a union has one error a member: one line, joined by "or".
+        lines = [f"{place}: {_joined(messages)}" for place, messages in errors.items()]
         raise InputError(f"{source} has {len(lines)} error{'s'[: len(lines) != 1]}:\n  " + "\n  ".join(lines)) from None
 
 
@@ -76,26 +87,53 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
 
 
-def _describe(error: Any, *, model: type[BaseModel], data: Any) -> str:
-    location = [str(part) for part in error["loc"]]
+def _describe(error: Any, *, model: type[BaseModel], data: Any) -> tuple[str, str]:
+    location = _location_in(data, error)
     place = ".".join(location) or "the file"
     if error["type"] == "extra_forbidden":
-        siblings = _fields_at(model, location[:-1])
-        return f"{place}: unknown name{did_you_mean(location[-1], siblings)}"
+        return place, f"unknown name{did_you_mean(location[-1], _fields_at(model, location[:-1]))}"
     if error["type"] == "missing":
-        return f"{place}: expected a value, found none"
+        return place, "expected a value, found none"
     message = error["msg"].removeprefix("Value error, ")
+    message = f"{message[0].lower()}{message[1:]}"
     if isinstance(error["input"], dict | BaseModel):
-        return f"{place}: {message[0].lower()}{message[1:]}"
-    return f"{place}: found {error['input']!r}; {message[0].lower()}{message[1:]}"
+        return place, message
+    if error["type"] in ("enum", "literal_error") and isinstance(error["input"], str):
+        nearest = did_you_mean(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+        return place, f"found {error['input']!r}{nearest}"
+    return place, f"found {error['input']!r}; {message}"
+
+
+def _joined(messages: Sequence[str]) -> str:
+    first, *others = dict.fromkeys(messages)
+    return " or ".join([first, *(other.rpartition("; ")[2] for other in others)])
+
+
+def _location_in(data: Any, error: Any) -> list[str]:
+    """The error's path through `data`: pydantic adds the tried member of a union and `[key]`, which no file has."""
+    found, value = [], data
+    for part in error["loc"]:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            if error["type"] != "missing" or part != error["loc"][-1]:
+                continue
+        found.append(str(part))
+    return found
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    fields: Any = model
-    for part in location:
-        if isinstance(fields, type) and issubclass(fields, BaseModel) and part in fields.model_fields:
-            fields = _model_in(fields.model_fields[part].annotation) or ()
-    return list(fields.model_fields) if isinstance(fields, type) and issubclass(fields, BaseModel) else []
+    """Field names of the model that `location` leads to; the keys of a `dict[..., Model]` are steps of their own."""
+    fields: type[BaseModel] | None = model
+    steps = iter(location)
+    for part in steps:
+        if fields is None or part not in fields.model_fields:
+            return []
+        annotation = fields.model_fields[part].annotation
+        fields = _model_in(annotation)
+        if getattr(annotation, "__origin__", None) is dict:
+            next(steps, None)
+    return list(fields.model_fields) if fields is not None else []
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

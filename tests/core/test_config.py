@@ -1,0 +1,104 @@
+"""TOML at the edge: every error of a file in one message, with place, found and expected; typed overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgedistill.core.config import apply_overrides, did_you_mean, load_toml, validate
+from edgedistill.core.errors import InputError
+from edgedistill.core.recipe import Recipe
+
+RECIPE = {
+    "name": "x",
+    "data": {"generator": "home-commands"},
+    "teacher": {"model": "m"},
+    "student": {"cut": {"layers": [0, 1]}},
+}
+
+
+def refusal(**changed: object) -> list[str]:
+    with pytest.raises(InputError) as e:
+        validate(Recipe, RECIPE | changed, source="r.toml")
+    head, *lines = str(e.value).splitlines()
+    assert head == f"r.toml has {len(lines)} error{'s' if len(lines) > 1 else ''}:"
+    return [line.strip() for line in lines]
+
+
+def test_every_error_comes_at_once_with_its_place() -> None:
+    assert refusal(seed="x", teacher={"modell": "m"}, gate={"confidence": 2}) == [
+        "seed: found 'x'; input should be a valid integer, unable to parse string as an integer",
+        "teacher.model: expected a value, found none",
+        "teacher.modell: unknown name; did you mean 'model'?",
+        "gate.confidence: found 2; input should be less than 1",
+    ]
+
+
+def test_an_unknown_metric_target_or_variant_names_the_nearest() -> None:
+    found = refusal(budget={"size": {"metric": "artifact_byte", "max": "1 KB"}})
+    assert found == ["budget.size.metric: found 'artifact_byte'; did you mean 'artifact_bytes'?"]
+    latency = {"metric": "response_ms", "max": "1 s", "target": "mobil-class"}
+    assert "did you mean 'mobile-class'?" in refusal(budget={"latency": latency})[0]
+    size = {"metric": "artifact_bytes", "max": "1 KB", "artifacts": ["gguf-q4"]}
+    assert "did you mean 'gguf-q4_0'?" in refusal(budget={"size": size})[0]
+    variants = {"variants": ["gguf-q9"], "release": []}
+    assert refusal(export=variants) == ["export.variants.0: found 'gguf-q9'; did you mean 'gguf-q8_0'?"]
+
+
+def test_a_name_like_nothing_known_lists_what_is_known() -> None:
+    assert did_you_mean("zzz", ["b", "a"]) == "; known: a, b"
+
+
+@pytest.mark.parametrize("identity", ["size", "max", "metric"])
+def test_an_unknown_name_in_a_table_of_tables_is_told_whatever_the_table_is_called(identity: str) -> None:
+    budget = {identity: {"metric": "artifact_bytes", "maxx": "1 KB", "min": 1}}
+    assert refusal(budget=budget) == [f"budget.{identity}.maxx: unknown name; did you mean 'max'?"]
+
+
+def test_a_value_that_fits_no_member_of_a_union_is_one_error_at_its_own_place() -> None:
+    assert refusal(student={"cut": {"layers": 0}}) == [
+        "student.cut.layers: found 0; input should be a valid tuple or input should be greater than or equal to 1"
+    ]
+    assert refusal(budget={"a b": {"metric": "artifact_bytes", "max": 1}})[0].startswith("budget.a b: found 'a b'; ")
+
+
+def test_overrides_are_typed_as_toml_and_leave_the_original_alone() -> None:
+    data = {"train": {"lr": 1.0, "layers": [1, 2]}}
+    changed = apply_overrides(data, ["train.lr=1e-4", 'budget.size.max="1 KB"', "train.layers=[3]", "seed = 7"])
+    assert changed == {"train": {"lr": 1e-4, "layers": [3]}, "budget": {"size": {"max": "1 KB"}}, "seed": 7}
+    assert data == {"train": {"lr": 1.0, "layers": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr", "expected --set NAME=VALUE, found 'train.lr'"),
+        ("=3", "expected --set NAME=VALUE"),
+        ("name=foo", "--set name: expected a TOML value, found 'foo'; quote text"),
+        ("seed=1\nname='y'", "--set seed: expected a TOML value"),
+        ("name.first=1", "--set name.first: expected 'name' to be a table, found 'x'"),
+    ],
+)
+def test_a_bad_override_is_told(override: str, message: str) -> None:
+    with pytest.raises(InputError) as e:
+        apply_overrides(RECIPE, [override])
+    assert message in str(e.value)
+
+
+def test_a_file_that_is_no_toml_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found nothing there"):
+        load_toml(tmp_path / "absent.toml")
+    with pytest.raises(InputError, match=r"expected a readable TOML file at .*directory"):
+        load_toml(tmp_path)
+    for name, content in (("syntax", b"a = \n"), ("encoding", b"a = '\xff'\n")):
+        path = tmp_path / f"{name}.toml"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name}\.toml is not valid TOML"):
+            load_toml(path)
+    assert load_toml(_written(tmp_path / "good.toml", "lr = 1e-4\n")) == {"lr": 1e-4}
+
+
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
