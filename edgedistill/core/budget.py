@@ -35,15 +35,19 @@ class Budget(Noun):
     @model_validator(mode="after")
     def _limits_make_sense(self) -> Budget:
         limits = {name: getattr(self, name) for name in ("max", "min", "max_ratio", "min_ratio")}
+        numbers: dict[str, float] = {}
         if all(value is None for value in limits.values()):
             raise ValueError("expected at least one of max, min, max_ratio, min_ratio")
         for name, value in limits.items():
             if value is not None:
                 unit = "ratio" if name.endswith("ratio") else METRICS[self.metric].unit
                 try:
-                    parse_quantity(value, unit=unit)
+                    numbers[name] = parse_quantity(value, unit=unit)
                 except ValueError as e:
                     raise ValueError(f"{name} = {value!r}: {e}") from None
+        for above, below in (("max", "min"), ("max_ratio", "min_ratio")):
+            if above in numbers and below in numbers and numbers[above] < numbers[below]:
+                raise ValueError(f"expected {below} <= {above}, found {numbers[below]:g} and {numbers[above]:g}")
         needs_target = METRICS[self.metric].source == "bench"
         if needs_target and self.target is None:
             raise ValueError(f'expected target = "…", because {self.metric.value} is measured on a target')
