@@ -61,17 +61,19 @@ def block_interval(
 ) -> Interval:
     """Median over blocks of each block's statistic, with a hierarchical bootstrap over blocks, then samples in them.
 
+    With fewer blocks than the confidence needs (`blocks_needed`) the interval is widened to Student's t.
+
     Raises:
         ValueError: no block, or an empty one.
     """
     _require_blocks(blocks)
     rng = random.Random(seed)
-    estimate = statistics.median([statistic(block) for block in blocks])
+    values = [statistic(block) for block in blocks]
     draws = []
     for _ in range(resamples):
         chosen = rng.choices(blocks, k=len(blocks))
         draws.append(statistics.median([statistic(rng.choices(block, k=len(block))) for block in chosen]))
-    return _interval(estimate, draws, confidence)
+    return _widened(_interval(statistics.median(values), draws, confidence), values, confidence)
 
 
 def paired_ratio_interval(
@@ -84,6 +86,8 @@ def paired_ratio_interval(
     resamples: int = 2000,
 ) -> Interval:
     """Ratio ours ÷ theirs from blocks paired by position: median log-ratio of block statistics, bootstrapped by pair.
+
+    With fewer pairs than the confidence needs (`blocks_needed`) the interval is widened to Student's t.
 
     Raises:
         ValueError: different numbers of blocks, an empty block, or a statistic that is not positive.
@@ -101,21 +105,23 @@ def paired_ratio_interval(
             raise ValueError(f"expected positive values for a ratio, found {above} and {below}")
         return math.log(above / below)
 
-    estimate = statistics.median([log_ratio(a, b) for a, b in pairs])
+    values = [log_ratio(a, b) for a, b in pairs]
     draws = []
     for _ in range(resamples):
         chosen = rng.choices(pairs, k=len(pairs))
         draws.append(
             statistics.median([log_ratio(rng.choices(a, k=len(a)), rng.choices(b, k=len(b))) for a, b in chosen])
         )
-    interval = _interval(estimate, draws, confidence)
+    interval = _widened(_interval(statistics.median(values), draws, confidence), values, confidence)
     return Interval(math.exp(interval.estimate), math.exp(interval.low), math.exp(interval.high))
 
 
-def paired_proportion_ratio(
-    ours: Sequence[bool], theirs: Sequence[bool], *, confidence: float, seed: int, resamples: int = 4000
-) -> Interval:
-    """Ratio of two proportions measured on the same items (retention), bootstrapped over items.
+def paired_proportion_ratio(ours: Sequence[bool], theirs: Sequence[bool], *, confidence: float) -> Interval:
+    """Ratio of two proportions measured on the same items (retention), with its score interval.
+
+    The limits are the ratios `r` whose score statistic is z: (a - r b) over its standard error with the discordant
+    share estimated under `r` (Tang, Tang & Chan 2003; Nam & Blackwelder 2002). Unlike a bootstrap it keeps a width
+    where no item disagrees: 120 of 120 on both sides bounds the ratio at 0.969, not at 1.
 
     Raises:
         ValueError: different or zero numbers of items, or theirs is never true.
@@ -124,22 +130,74 @@ def paired_proportion_ratio(
         raise ValueError(f"expected the same items for both, found {len(ours)} and {len(theirs)}")
     if not any(theirs):
         raise ValueError("expected a reference that is right at least once, found none")
-    rng = random.Random(seed)
-    # Items fall into four kinds, so a resample is a draw of counts: same distribution, far fewer operations.
-    kinds = [(a, b) for a in (True, False) for b in (True, False)]
-    counts = [sum((a, b) == kind for a, b in zip(ours, theirs, strict=True)) for kind in kinds]
-    draws = []
-    for _ in range(resamples):
-        drawn = rng.choices(kinds, weights=counts, k=len(ours))
-        below = sum(b for _, b in drawn)
-        if below:
-            draws.append(sum(a for a, _ in drawn) / below)
-    return _interval(sum(ours) / sum(theirs), draws, confidence)
+    n, right, reference = len(ours), sum(ours), sum(theirs)
+    either = sum(a or b for a, b in zip(ours, theirs, strict=True))
+    only_theirs = either - right
+    z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
+
+    def score(ratio: float) -> float:
+        square, linear = n * (1 + ratio), reference * ratio**2 - (right + 2 * only_theirs)
+        constant = only_theirs * (1 - ratio) * either / n
+        discordant = (math.sqrt(max(0.0, linear**2 - 4 * square * constant)) - linear) / (2 * square)
+        variance = n * ((1 + ratio) * discordant + either * (ratio - 1) / n)
+        return (right - reference * ratio) / math.sqrt(max(variance, 1e-12))
+
+    estimate = right / reference
+    low = _crossing(score, z, 0.0, estimate) if right else 0.0
+    high = max(1.0, estimate)
+    while score(high) > -z:
+        high *= 2
+    return Interval(estimate, low, _crossing(score, -z, estimate, high))
 
 
 def percentile_supported(*, n: int, p: float, confidence: float) -> bool:
     """Whether `n` samples can bound the p-th percentile from above: 1 - (p/100)^n >= confidence (binomial rule)."""
     return 1 - (p / 100) ** n >= confidence
+
+
+def blocks_needed(confidence: float) -> int:
+    """Blocks from which order statistics can bound a median at `confidence`: 1 - 2^(1-n) >= confidence."""
+    return math.ceil(1 - math.log2(1 - confidence))
+
+
+def student_quantile(p: float, degrees: int) -> float:
+    """Quantile of Student's t for `p` > 0.5 and whole degrees of freedom (series 26.7.3-4 of Abramowitz & Stegun)."""
+
+    def within(t: float) -> float:
+        angle = math.atan(t / math.sqrt(degrees))
+        odd = degrees % 2
+        term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
+        for k in range(1 + odd, degrees, 2):
+            total += term
+            term *= math.cos(angle) ** 2 * k / (k + 1)
+        return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+    return _crossing(within, 2 * p - 1, 0.0, 1e6)
+
+
+def _crossing(function: Callable[[float], float], value: float, low: float, high: float) -> float:
+    """Where a monotone `function` passes `value` between `low` and `high`, by bisection to float precision."""
+    rising = function(high) > function(low)
+    for _ in range(200):
+        middle = (low + high) / 2
+        if (function(middle) < value) == rising:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _widened(interval: Interval, values: Sequence[float], confidence: float) -> Interval:
+    """`interval`, at least as wide as Student's t over `values` where they are too few for a bootstrap to be honest.
+
+    Three blocks' bootstrap covers the median 72 % of the time where 95 % is claimed.
+    """
+    if not 2 <= len(values) < blocks_needed(confidence):
+        return interval
+    t = student_quantile(0.5 + confidence / 2, len(values) - 1)
+    half = t * statistics.stdev(values) / math.sqrt(len(values))
+    low, high = min(interval.low, interval.estimate - half), max(interval.high, interval.estimate + half)
+    return Interval(interval.estimate, low, high)
 
 
 def _require_blocks(blocks: Sequence[Sequence[float]]) -> None:

@@ -1,0 +1,165 @@
+"""Statistics against independent references: published examples, closed forms, simulated coverage."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgedistill.core.stats import (
+    block_interval,
+    blocks_needed,
+    paired_proportion_ratio,
+    paired_ratio_interval,
+    percentile,
+    percentile_supported,
+    student_quantile,
+    wilson_interval,
+)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.floats(0, 100))
+def test_percentile_is_numpys(values: list[float], p: float) -> None:
+    assert percentile(values, p) == pytest.approx(float(numpy.percentile(values, p)), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(("values", "p"), [([], 50), ([1.0], -1), ([1.0], 101)])
+def test_percentile_refuses(values: list[float], p: float) -> None:
+    with pytest.raises(ValueError, match=r"expected values and p in \[0, 100\]"):
+        percentile(values, p)
+
+
+def test_wilson_interval_of_a_published_case() -> None:
+    # Newcombe (1998), Statistics in Medicine 17:857, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
+    for successes, trials, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        interval = wilson_interval(successes, trials, 0.95)
+        assert (interval.low, interval.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    with pytest.raises(ValueError, match="found 3 of 2"):
+        wilson_interval(3, 2, 0.95)
+
+
+def test_student_quantile_is_the_printed_table() -> None:
+    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 30: 2.042}
+    assert {df: round(student_quantile(0.975, df), 3) for df in table} == table
+    assert student_quantile(0.95, 4) == pytest.approx(2.132, abs=5e-4)
+
+
+def test_blocks_needed_is_the_sign_rule() -> None:
+    for confidence in (0.8, 0.9, 0.95, 0.99):
+        n = blocks_needed(confidence)
+        assert 1 - 2 ** (1 - n) >= confidence > 1 - 2 ** (2 - n)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
+    rng = random.Random(0)
+    blocks = [[rng.gauss(10, 1) for _ in range(5)] for _ in range(6)]
+    one = block_interval(blocks, confidence=0.95, seed=1)
+    assert one == block_interval(blocks, confidence=0.95, seed=1)
+    assert one != block_interval(blocks, confidence=0.95, seed=2)
+    assert one.low <= one.estimate <= one.high
+    assert one.estimate == statistics.median([statistics.median(block) for block in blocks])
+
+
+@pytest.mark.parametrize("blocks", [3, 4, 6, 10])
+def test_the_paired_ratio_covers_the_truth_with_few_blocks_too(blocks: int) -> None:
+    rng = random.Random(blocks)
+    covered = 0
+    for trial in range(150):
+        drift = [math.exp(rng.gauss(0, 0.05)) for _ in range(blocks)]
+        ours = [[0.5 * d * math.exp(rng.gauss(0, 0.005)) for _ in range(3)] for d in drift]
+        theirs = [[math.exp(rng.gauss(0, 0.005)) for _ in range(3)] for _ in drift]
+        interval = paired_ratio_interval(ours, theirs, confidence=0.95, seed=trial, resamples=200)
+        covered += interval.low <= 0.5 <= interval.high
+    assert covered / 150 >= 0.87
+
+
+def test_pairing_removes_what_a_round_has_in_common() -> None:
+    rng = random.Random(3)
+    slow = [1.0, 3.0, 1.0, 4.0, 1.0, 2.0]
+    ours = [[0.2 * s * rng.uniform(0.99, 1.01) for _ in range(4)] for s in slow]
+    theirs = [[s * rng.uniform(0.99, 1.01) for _ in range(4)] for s in slow]
+    interval = paired_ratio_interval(ours, theirs, confidence=0.95, seed=0)
+    assert 0.19 < interval.low <= interval.estimate <= interval.high < 0.21
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ([[1.0]], [[1.0], [2.0]], "expected paired blocks, found 1 and 2"),
+        ([[]], [[1.0]], "no empty block"),
+        ([], [], "at least one block"),
+        ([[0.0]], [[1.0]], "expected positive values for a ratio"),
+    ],
+)
+def test_paired_ratio_refuses(ours: list[list[float]], theirs: list[list[float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        paired_ratio_interval(ours, theirs, confidence=0.95, seed=0)
+
+
+def items(both: int, ours: int, theirs: int, neither: int) -> tuple[list[bool], list[bool]]:
+    return (
+        [True] * (both + ours) + [False] * (theirs + neither),
+        [True] * both + [False] * ours + [True] * theirs + [False] * neither,
+    )
+
+
+def test_paired_proportions_give_the_published_score_interval() -> None:
+    # Fagerland, Lydersen & Laake (2014), airway hyper-responsiveness: ratio 0.25, Tang's score interval 0.065 to 0.907.
+    interval = paired_proportion_ratio(*items(1, 1, 7, 12), confidence=0.95)
+    assert (interval.estimate, round(interval.low, 3), round(interval.high, 3)) == (0.25, 0.065, 0.907)
+
+
+@pytest.mark.parametrize("counts", [(93, 1, 4, 2), (50, 6, 2, 2), (20, 0, 3, 0)])
+def test_the_limits_are_where_the_score_test_rejects(counts: tuple[int, int, int, int]) -> None:
+    """The constrained likelihood maximised on a grid, independently of the closed form."""
+    both, ours, theirs, neither = counts
+    n = sum(counts)
+    interval = paired_proportion_ratio(*items(*counts), confidence=0.95)
+    p21, p11 = numpy.meshgrid(numpy.linspace(1e-4, 0.4, 1200), numpy.linspace(0.3, 0.999, 1600))
+    for ratio in (interval.low, interval.high):
+        p12 = ratio * (p11 + p21) - p11
+        p22 = 1 - p11 - p12 - p21
+        possible = (p12 > 0) & (p22 > (0 if neither else -1e-3))
+        cells = [(both, p11), (ours, p12), (theirs, p21), (neither, p22)]
+        likelihood = sum(count * numpy.log(numpy.where(possible, p, 1)) for count, p in cells if count)
+        best = numpy.unravel_index(numpy.argmax(numpy.where(possible, likelihood, -numpy.inf)), p11.shape)
+        variance = n * (p12 + ratio**2 * p21 + (1 - ratio) ** 2 * p11)[best]
+        statistic = (both + ours - ratio * (both + theirs)) / math.sqrt(variance)
+        assert abs(statistic) == pytest.approx(1.96, rel=0.03)
+
+
+def test_agreement_on_every_item_is_not_certainty() -> None:
+    interval = paired_proportion_ratio([True] * 120, [True] * 120, confidence=0.95)
+    assert interval.low == pytest.approx(120 / (120 + 1.959964**2), abs=1e-6)
+    assert interval.estimate == 1.0 < interval.high
+
+
+def test_no_answer_right_and_more_right_than_the_reference() -> None:
+    assert paired_proportion_ratio(*items(0, 0, 10, 0), confidence=0.95).low == 0.0
+    better = paired_proportion_ratio(*items(1, 9, 0, 0), confidence=0.95)
+    assert (better.estimate, better.low > 1) == (10.0, True)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [([], [], "same items"), ([True], [True, False], "same items for both, found 1 and 2"), ([True], [False], "once")],
+)
+def test_paired_proportions_refuse(ours: list[bool], theirs: list[bool], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        paired_proportion_ratio(ours, theirs, confidence=0.95)
+
+
+@pytest.mark.parametrize(("p", "n"), [(90, 29), (95, 59), (99, 299)])
+def test_percentile_claims_need_the_binomial_rules_samples(p: float, n: int) -> None:
+    assert percentile_supported(n=n, p=p, confidence=0.95)
+    assert not percentile_supported(n=n - 1, p=p, confidence=0.95)
