@@ -1,0 +1,230 @@
+"""The stages `data` (prompts and right answers, into 00-data) and `synth` (the teacher's records, into 10-synth)."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from edgedistill.core.config import validate
+from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.files import read_jsonl, sha256_file, write_jsonl
+from edgedistill.core.host import usable_cores
+from edgedistill.core.recipe import Recipe
+from edgedistill.core.records import Message, Prompt
+from edgedistill.core.runfolder import StageContext, read_manifest
+
+DATA_VERSION = 1
+SYNTH_VERSION = 1
+SPLITS = ("heldout", "valid", "gold", "prompts")  # what stands in an earlier one is left out of the later ones
+
+
+def data_parameters(recipe: Recipe) -> dict[str, Any]:
+    """What the data stage depends on, except for the files' content."""
+    task = recipe.task.model_dump(mode="json", include={"answer", "answer_schema", "system"})
+    return {"seed": recipe.seed, "data": recipe.data.model_dump(mode="json"), "task": task}
+
+
+def data_inputs(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of every prompt file that the recipe names.
+
+    Raises:
+        InputError: one is absent.
+    """
+    digests = {}
+    for split in SPLITS:
+        source = getattr(recipe.data, split)
+        if isinstance(source, str):
+            if not Path(source).is_file():
+                raise InputError(f"expected data.{split} at {source}, found no such file")
+            digests[f"data.{split}"] = sha256_file(Path(source))
+    return digests
+
+
+def synth_parameters(recipe: Recipe) -> dict[str, Any]:
+    """What the synth stage depends on besides the output of data and teacher."""
+    return {
+        "task": recipe.task.model_dump(mode="json"),
+        "teacher": {"model": recipe.teacher.model, "engine": recipe.teacher.engine},
+        "synth": recipe.synth.model_dump(mode="json"),
+    }
+
+
+def run_data(context: StageContext) -> None:
+    """Write gold, valid, heldout and prompts as JSONL of `Prompt`, without overlap; what is left out is reported.
+
+    Raises:
+        InputError: a prompt file or a gold answer is not what is expected, or nothing is there to label.
+    """
+    recipe = context.recipe
+    loaded = _generated(recipe) if recipe.data.generator else _from_files(context)
+    if not loaded["gold"] and not loaded["prompts"]:
+        raise InputError("expected data.gold or data.prompts for the teacher to label, found neither in the recipe")
+    taken: dict[str, str] = {}
+    for split in SPLITS:
+        kept = [p for p in loaded[split] if p.id not in taken]
+        if left_out := len(loaded[split]) - len(kept):
+            others = sorted({taken[p.id] for p in loaded[split] if p.id in taken})
+            context.report.note(f"{split}: left out {left_out} prompts that stand in {' or '.join(others)}")
+        taken |= {p.id: split for p in kept}
+        write_jsonl(context.folder / f"{split}.jsonl", [p.model_dump(mode="json") for p in kept])
+        context.figures[split] = len(kept)
+
+
+def run_synth(context: StageContext) -> None:
+    """Let the teacher answer the prompts (and gold, if the recipe says so); write records, rejects and logits.
+
+    Raises:
+        InputError: the data, the teacher or the recipe's schema is not what is expected.
+        StageError: the adapted teacher is absent, or no answer of the teacher is kept.
+    """
+    from edgedistill.runtimes import chat
+    from edgedistill.runtimes.logit_cache import CacheIdentity
+    from edgedistill.runtimes.session import open_session
+    from edgedistill.synth.label import Request, label, request_id
+    from edgedistill.synth.validate import check_answer, schema_check
+
+    recipe = context.recipe
+    task, synth = recipe.task, recipe.synth
+    schema = schema_check(task.answer_schema) if task.answer_schema is not None else None
+    folder, weights, teacher = _teacher(context)
+    tokenizer = chat.load_tokenizer(folder)
+    template = chat.template_of(tokenizer, task.chat_template)
+    ends = chat.end_ids(folder)
+    identity = CacheIdentity(
+        tokenizer=chat.tokenizer_hash(folder), template=chat.template_hash(template), teacher=teacher
+    )
+    sampling = {"greedy": True, "max_new_tokens": task.max_new_tokens, "end_ids": sorted(ends), "top_k": synth.top_k}
+    requests = []
+    for prompt in _prompts(context):
+        text = chat.render(tokenizer, prompt.messages, template=template)
+        identifier = request_id(teacher=teacher, rendered=text, sampling=sampling)
+        requests.append(Request(id=identifier, prompt=prompt, prompt_ids=chat.encode(tokenizer, text)))
+    began = time.monotonic()
+
+    def progress(done: int, total: int, tokens: int) -> None:
+        context.report.progress(done, total, "prompts", tok_s=round(tokens / max(1e-9, time.monotonic() - began)))
+
+    with open_session(
+        recipe.teacher.engine,
+        weights,
+        threads=recipe.threads or usable_cores(),
+        context=max(len(r.prompt_ids) for r in requests) + task.max_new_tokens,
+    ) as session:
+        counts = label(
+            requests,
+            folder=context.folder,
+            ask=lambda batch: session.generate(
+                batch, max_new_tokens=task.max_new_tokens, eos_ids=ends, top_k_logprobs=synth.top_k
+            ),
+            decode=lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False),
+            judge=lambda answer, finish, expected: check_answer(
+                answer, finish=finish, as_json=task.answer == "json", schema=schema, expected=expected
+            ),
+            identity=identity,
+            end_ids=ends,
+            top_k=synth.top_k,
+            batch_size=synth.batch_size,
+            shard_size=synth.shard_size,
+            progress=progress,
+        )
+    context.figures |= {
+        "asked": counts.asked,
+        "kept": counts.kept,
+        "rejected": counts.rejected,
+        "answer_tokens": counts.answer_tokens,
+        "teacher": teacher,
+    }
+    reasons = ", ".join(f"{n} {reason}" for reason, n in counts.rejected.items()) or "none rejected"
+    context.report.note(f"{counts.kept} of {counts.asked} answers kept ({reasons})")
+
+
+def _generated(recipe: Recipe) -> dict[str, list[Prompt]]:
+    from edgedistill.synth.home import splits
+    from edgedistill.synth.prompt_files import make_prompt
+
+    sizes = {split: int(getattr(recipe.data, split)) for split in SPLITS}
+    data = splits(recipe.seed, **sizes)
+    system = [Message(role="system", content=recipe.task.system)] if recipe.task.system is not None else []
+    made: dict[str, list[Prompt]] = {}
+    for split in SPLITS:
+        made[split] = []
+        for item in getattr(data, split):
+            answer = json.loads(item.answer) if item.answer else None
+            kind = f"{answer['device']}.{answer['action']}" if answer else ""
+            messages = [*system, Message(role="user", content=item.text)]
+            made[split].append(make_prompt(messages, answer=item.answer, kind=kind))
+    return made
+
+
+def _from_files(context: StageContext) -> dict[str, list[Prompt]]:
+    from edgedistill.synth.prompt_files import load_prompts
+    from edgedistill.synth.validate import check_answer, schema_check
+
+    recipe = context.recipe
+    task = recipe.task
+    schema = schema_check(task.answer_schema) if task.answer_schema is not None else None
+    found: dict[str, list[Prompt]] = {}
+    for split in SPLITS:
+        source = getattr(recipe.data, split)
+        if not isinstance(source, str):
+            found[split] = []
+            continue
+        loaded = load_prompts(Path(source), system=task.system, needs_answer=split != "prompts")
+        for what, lines in (("empty", loaded.empty), ("repeated", loaded.duplicate)):
+            if lines:
+                places = ", ".join(map(str, lines[:10])) + (", …" if len(lines) > 10 else "")
+                context.report.note(f"{source}: left out {len(lines)} {what} prompts (lines {places})")
+        for line, prompt in zip(loaded.lines, loaded.prompts, strict=True):
+            if prompt.answer is None:
+                continue
+            fault = check_answer(
+                prompt.answer, finish="stop", as_json=task.answer == "json", schema=schema, expected=None
+            )
+            if fault:
+                raise InputError(f"{source} line {line}: the answer is not what the task says ({fault[0]}: {fault[1]})")
+        found[split] = loaded.prompts
+    return found
+
+
+def _prompts(context: StageContext) -> list[Prompt]:
+    names = ("gold", "prompts") if context.recipe.synth.label_gold else ("prompts",)
+    prompts = []
+    for name in names:
+        path = context.folder_of("data") / f"{name}.jsonl"
+        rows = enumerate(read_jsonl(path), start=1)
+        prompts += [validate(Prompt, row, source=f"{path} line {number}") for number, row in rows]
+    if not prompts:
+        raise InputError("expected prompts for the teacher to label, found none; set data.prompts or synth.label_gold")
+    return prompts
+
+
+def _teacher(context: StageContext) -> tuple[Path, Path, str]:
+    """The teacher's Hugging Face folder, what its engine opens, and its revision.
+
+    Raises:
+        InputError: the engine cannot open this teacher.
+        StageError: the recipe adapts the teacher and the adapted one is not there.
+    """
+    from edgedistill.runtimes.sources import resolve_model
+
+    teacher = context.recipe.teacher
+    if teacher.adapt is not None:
+        folder = context.folder_of("teacher")
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise StageError(f"expected the adapted teacher in {folder}, found no finished one; run teacher first")
+        if teacher.engine != "hf":
+            raise InputError(
+                f'teacher.engine = "{teacher.engine}" opens no adapted teacher; set teacher.engine = "hf", '
+                "or drop [teacher.adapt]"
+            )
+        model = folder if (folder / "config.json").is_file() else folder / "model"
+        return model, model, f"adapted-sha256:{manifest.output_digest}"
+    source = resolve_model(teacher.model)
+    if teacher.engine == "hf":
+        return source.folder, source.folder, source.revision
+    if source.gguf is None:
+        raise InputError(f'teacher.engine = "llamacpp" needs a GGUF teacher, found {teacher.model!r}; use engine "hf"')
+    return source.folder, source.gguf, source.revision
