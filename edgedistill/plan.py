@@ -205,16 +205,19 @@ def execute(
     A stage that runs is told with the state `running`, and again with `ran`.
 
     Raises:
-        InputError: another process works on this run.
+        InputError: another process works on this run, or a file or target that the recipe names is absent.
         StageError: a stage failed, or `only` names a stage whose inputs are not done.
     """
+    stages = [STAGES[only]] if only else needed(until)
+    for stage in stages:
+        stage.parameters(run.recipe)  # a file or target that a late stage lacks is said before the first one begins
     with _locked(run.folder) as lock:
         write_json(run.folder / LOCK_FILE, run.recipe.model_dump(mode="json"))
         if only:
             _require_inputs(run, only, verify=verify)
         steps: list[Step] = []
         done = set(STAGES) if only else set[str]()
-        for stage in [STAGES[only]] if only else needed(until):
+        for stage in stages:
             step = _step(run, stage, done=done, verify=verify)
             on_step(step)
             if step.state != "done":

@@ -1,0 +1,58 @@
+"""Stage bodies for tests of the plan: they write small files, or fail the way real stages fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+
+from edgedistill.core.errors import MissingError
+from edgedistill.core.files import digest_of, write_text
+from edgedistill.core.runfolder import StageContext
+
+
+def write(context: StageContext) -> None:
+    """An output that depends on the recipe's seed, and the splits of a data stage."""
+    context.report.progress(1, 2, "halves", loss=0.5)
+    context.report.note(f"{context.stage} writes")
+    names = ("gold", "valid", "heldout", "prompts") if context.stage == "data" else ("out",)
+    for name in names:
+        size = getattr(context.recipe.data, name, 0)
+        write_text(context.folder / f"{name}.jsonl", digest_of([context.stage, name, size, context.recipe.seed]))
+    print("a library chatters on stdout")
+    print("and on stderr", file=sys.stderr)
+    context.figures["answer"] = 42
+
+
+def fail_once(context: StageContext) -> None:
+    if not (context.folder / "half.txt").is_file():
+        write_text(context.folder / "half.txt", "kept")
+        raise MissingError("expected a device, found none; connect one")
+    write(context)
+
+
+def no_space(context: StageContext) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(context.folder / "model.gguf"))
+
+
+def no_memory(context: StageContext) -> None:
+    raise MemoryError
+
+
+def killed(context: StageContext) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def aborted(context: StageContext) -> None:
+    os.abort()
+
+
+def bug(context: StageContext) -> None:
+    raise RuntimeError("shapes differ\nin many lines")
+
+
+def hang(context: StageContext) -> None:
+    write_text(context.folder / "pid.txt", str(os.getpid()))
+    time.sleep(120)

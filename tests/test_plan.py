@@ -1,0 +1,297 @@
+"""The plan: what makes which stage stale, that a run resumes, and how a stage's failure is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgedistill import plan
+from edgedistill.core.errors import InputError, MissingError, StageError
+from edgedistill.core.recipe import Recipe, load_recipe, shipped_recipes
+from edgedistill.core.runfolder import SilentReporter
+from edgedistill.core.target import all_targets
+
+
+class Collected(SilentReporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.parts: list[tuple[float, float, str]] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def progress(self, done: float, total: float, unit: str, **figures: object) -> None:
+        self.parts.append((done, total, unit))
+
+
+@pytest.fixture(autouse=True)
+def fakes_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def use(monkeypatch: pytest.MonkeyPatch, **bodies: str) -> None:
+    """Give every stage a fake body: `write` but for those named."""
+    stages = {
+        name: replace(stage, entry=f"fake_stages:{bodies.get(name, 'write')}") for name, stage in plan.STAGES.items()
+    }
+    monkeypatch.setattr(plan, "STAGES", stages)
+
+
+def quickstart(*overrides: str) -> Recipe:
+    return load_recipe(shipped_recipes()["quickstart"], overrides)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> plan.Run:
+    """A quickstart run whose every stage was done by a fake body."""
+    run = plan.Run(quickstart(), tmp_path_factory.mktemp("runs") / "quickstart")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        use(patch)
+        steps = plan.execute(run, SilentReporter())
+    assert [step.state for step in steps] == ["ran"] * 8
+    return run
+
+
+def changed(run: plan.Run, recipe: Recipe) -> dict[str, str]:
+    """Stages that `recipe` makes stale by itself, not by waiting for another: name → why."""
+    steps = plan.plan(replace(run, recipe=recipe))
+    return {s.stage: s.why for s in steps if s.state != "done" and not s.why.startswith("waits")}
+
+
+@pytest.mark.parametrize(
+    ("override", "stale"),
+    [
+        ('budget.size.max="1 KB"', {"gate"}),
+        ("gate.confidence=0.9", {"gate"}),
+        ('export.release=["gguf-q8_0"]', {"gate"}),
+        ("eval.kld_items=4", {"eval"}),
+        ("bench.blocks=2", {"bench"}),
+        ("threads=1", {"bench"}),
+        ("export.parity_texts=4", {"export"}),
+        ("train.lr=1e-4", {"train"}),
+        ("train.checkpoint_every_s=5", set()),
+        ("student.cut.ffn=512", {"train"}),
+        ("synth.top_k=4", {"synth"}),
+        ("teacher.adapt.rank=4", {"teacher"}),
+        ("data.heldout=10", {"data"}),
+        ("seed=1", {"data"}),
+    ],
+)
+def test_an_override_makes_exactly_the_stages_stale_that_depend_on_it(
+    finished: plan.Run, override: str, stale: set[str]
+) -> None:
+    assert set(changed(finished, quickstart(override))) == stale
+
+
+def test_stale_says_what_changed(finished: plan.Run) -> None:
+    assert changed(finished, quickstart('budget.size.max="1 KB"'))["gate"] == "budget.size.max: None → '1 KB'"
+
+
+def test_what_follows_a_stale_stage_waits_for_it(finished: plan.Run) -> None:
+    steps = plan.plan(replace(finished, recipe=quickstart("bench.blocks=2")))
+    assert (steps[-1].stage, steps[-1].state, steps[-1].why) == ("gate", "stale", "waits for bench")
+
+
+def test_another_host_or_target_makes_bench_stale(
+    finished: plan.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(plan, "host_id", lambda: "another")
+    assert set(changed(finished, quickstart())) == {"bench"}
+    monkeypatch.undo()
+    text = all_targets()["local-cpu"].read_text(encoding="utf-8")
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets" / "local-cpu.toml").write_text(
+        text + '\n[figures.cores]\nvalue = 9\nprovenance = "derived"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    assert set(changed(finished, quickstart())) == {"bench"}
+
+
+def test_new_heldout_makes_eval_stale_and_nothing_before_it(
+    finished: plan.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(monkeypatch)
+    run = plan.Run(quickstart(), tmp_path / "run")
+    plan.execute(run, SilentReporter(), until="eval")
+    run = replace(run, recipe=quickstart("data.heldout=10"))
+    steps = plan.execute(run, SilentReporter(), until="eval")
+    assert [s.stage for s in steps if s.state == "ran"] == ["data", "eval"]
+
+
+def test_a_stage_that_comes_out_the_same_leaves_what_follows_done(finished: plan.Run) -> None:
+    (finished.folder / "05-teacher" / "out.jsonl").write_text("damaged")
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch)
+        before = plan.plan(finished)
+        steps = plan.execute(finished, SilentReporter())
+    assert "its manifest says" in before[1].why
+    assert [s.stage for s in steps if s.state == "ran"] == ["teacher"]
+
+
+def test_verify_finds_a_change_that_keeps_the_size(finished: plan.Run) -> None:
+    path = finished.folder / "20-train" / "out.jsonl"
+    good = path.read_text()
+    path.write_text("x" * len(good))
+    assert plan.plan(finished)[3].state == "done"
+    step = plan.plan(finished, verify=True)[3]
+    path.write_text(good)
+    assert step.state == "stale" and "SHA-256" in step.why
+
+
+def test_until_runs_what_it_needs_and_no_more() -> None:
+    assert [s.name for s in plan.needed("bench")] == ["data", "teacher", "synth", "train", "export", "bench"]
+    with pytest.raises(InputError, match="did you mean 'bench'"):
+        plan.needed("benhc")
+
+
+def test_notes_progress_and_chatter_arrive_where_they_belong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch)
+    report, told = Collected(), []
+    run = plan.Run(quickstart(), tmp_path / "run")
+    plan.execute(run, report, until="data", on_step=lambda step: told.append(step.state))
+    assert report.notes == ["data writes"] and report.parts == [(1, 2, "halves")]
+    assert told == ["todo", "running", "ran"]
+    assert (run.folder / "logs" / "data.log").read_text() == "a library chatters on stdout\nand on stderr\n"
+
+
+def test_a_failed_stage_resumes_and_earlier_stages_stand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, teacher="fail_once")
+    run = plan.Run(quickstart(), tmp_path / "run")
+    with pytest.raises(MissingError, match=r"^expected a device, found none; connect one$"):
+        plan.execute(run, SilentReporter(), until="teacher")
+    steps = plan.plan(run, until="teacher")
+    assert [(s.state) for s in steps] == ["done", "partial"]
+    assert steps[1].why == "failed: expected a device, found none; connect one"
+    assert [s.state for s in plan.execute(run, SilentReporter(), until="teacher")] == ["done", "ran"]
+    assert (run.folder / "05-teacher" / "half.txt").read_text() == "kept"
+    assert not (run.folder / "05-teacher" / "failed.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("no_space", r"data failed: the disk is full at .*model\.gguf; free space and run again"),
+        ("no_memory", r"data failed: memory ran out; free memory or lower batch_size"),
+        ("killed", r"data was killed, most likely because memory ran out"),
+        ("aborted", r"data ended with SIGABRT and without a reason; what it printed is in .*data\.log"),
+        ("bug", r"data failed: RuntimeError: shapes differ; the traceback is in logs/data\.log"),
+    ],
+)
+def test_a_stage_that_breaks_gives_its_cause(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, sentence: str
+) -> None:
+    use(monkeypatch, data=body)
+    run = plan.Run(quickstart(), tmp_path / "run")
+    with pytest.raises(StageError, match=sentence) as caught:
+        plan.execute(run, SilentReporter())
+    assert "\n" not in str(caught.value)
+    assert not (run.folder / "00-data" / "manifest.json").exists()
+    assert plan.plan(run)[0].state == "partial"
+
+
+def test_a_gate_without_measurements_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch)
+    run = plan.Run(quickstart(), tmp_path / "run")
+    plan.execute(run, SilentReporter(), until="export")
+    with pytest.raises(StageError, match=r"gate needs .* eval is todo \(never run\); bench is todo \(never run\)"):
+        plan.execute(run, SilentReporter(), only="gate")
+
+
+def hold_and_then(monkeypatch: pytest.MonkeyPatch, folder: Path, act: Callable[[subprocess.Popen[str], int], None]):
+    """Start a run that hangs in its first stage, in a process of its own; `act(process, pid of the stage)`."""
+    code = (
+        "import pytest, test_plan; from edgedistill import plan; from pathlib import Path\n"
+        "test_plan.use(pytest.MonkeyPatch(), data='hang')\n"
+        f"plan.execute(plan.Run(test_plan.quickstart(), Path({str(folder)!r})), test_plan.SilentReporter())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], text=True, stderr=subprocess.PIPE)
+    pid_file = folder / "00-data" / "pid.txt"
+    for _ in range(200):
+        if pid_file.is_file():
+            break
+        time.sleep(0.1)
+    try:
+        act(process, int(pid_file.read_text()))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_gone(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_second_process_on_a_run_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def act(process: subprocess.Popen[str], stage: int) -> None:
+        with pytest.raises(InputError, match="found another edgedistill at work on it"):
+            plan.execute(plan.Run(quickstart(), tmp_path / "run"), SilentReporter())
+
+    hold_and_then(monkeypatch, tmp_path / "run", act)
+
+
+def test_a_stage_ends_with_the_run_that_was_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def act(process: subprocess.Popen[str], stage: int) -> None:
+        process.send_signal(signal.SIGKILL)
+        assert is_gone(stage)
+        use(monkeypatch)
+        assert plan.execute(plan.Run(quickstart(), tmp_path / "run"), SilentReporter(), until="data")[0].state == "ran"
+
+    hold_and_then(monkeypatch, tmp_path / "run", act)
+
+
+def test_resolve_finds_names_paths_and_run_folders(finished: plan.Run, tmp_path: Path) -> None:
+    assert plan.resolve("quickstart").folder == Path("runs/quickstart")
+    again = plan.resolve(str(finished.folder), ("seed=3",))
+    assert again.folder == finished.folder
+    assert again.recipe == quickstart("seed=3")
+    with pytest.raises(InputError, match=r"did you mean 'quickstart'\?"):
+        plan.resolve("quickstrat")
+    with pytest.raises(InputError, match=r"found no recipe\.lock\.json in"):
+        plan.resolve(str(tmp_path))
+
+
+def test_a_local_model_that_changed_makes_its_stage_stale(tiny_llama: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    recipe = quickstart(f'teacher.model="{tmp_path / "model"}"')
+    before = plan.STAGES["teacher"].parameters(recipe)
+    assert plan.STAGES["teacher"].parameters(recipe) == before
+    os.utime(tmp_path / "model" / "config.json", (1, 1))
+    assert plan.STAGES["teacher"].parameters(recipe) != before
+
+
+def test_a_named_file_that_is_absent_is_bad_input(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('name="mine"\n[data]\nprompts="no.jsonl"\n[teacher]\nmodel="m/m"\n[student]\nmodel="m/m"\n')
+    with pytest.raises(InputError, match=r"expected a file at .*no\.jsonl, as the recipe names it, found none"):
+        plan.plan(plan.resolve(str(recipe), runs_dir=tmp_path))
+
+
+def test_what_a_late_stage_lacks_is_said_before_the_first_begins(tmp_path: Path) -> None:
+    recipe = quickstart('bench.targets=["local-cpu", "mobile-clas"]', "budget={}")
+    with pytest.raises(InputError, match=r"found 'mobile-clas'; did you mean 'mobile-class'\?"):
+        plan.execute(plan.Run(recipe, tmp_path / "run"), SilentReporter())
+    assert not (tmp_path / "run" / "00-data").exists()
+
+
+def test_the_lock_file_gives_the_recipe_back(finished: plan.Run) -> None:
+    data = json.loads((finished.folder / plan.LOCK_FILE).read_text())
+    assert Recipe.model_validate(data) == quickstart()
