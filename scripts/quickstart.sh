@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# From a fresh clone to a distilled, measured and judged student: makes .venv, then runs the quickstart recipe.
+# Arguments go to `edgedistill run quickstart`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/env.sh
+prepare
+exec .venv/bin/edgedistill run quickstart "$@"
