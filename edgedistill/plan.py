@@ -211,10 +211,10 @@ def execute(
     stages = [STAGES[only]] if only else needed(until)
     for stage in stages:
         stage.parameters(run.recipe)  # a file or target that a late stage lacks is said before the first one begins
+    if only:
+        _require_inputs(run, only, verify=verify)
     with _locked(run.folder) as lock:
         write_json(run.folder / LOCK_FILE, run.recipe.model_dump(mode="json"))
-        if only:
-            _require_inputs(run, only, verify=verify)
         steps: list[Step] = []
         done = set(STAGES) if only else set[str]()
         for stage in stages:

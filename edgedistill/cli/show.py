@@ -59,6 +59,7 @@ def step_line(step: Step, *, figures: dict[str, Any]) -> str:
 
 
 def status_table(state: dict[str, Any]) -> str:
+    """A run's stages and its verdict, from `follow.state_of`."""
     rows = [
         (s["stage"], s["state"], duration(s["seconds"]) if s["seconds"] is not None else "", s["why"])
         for s in state["stages"]
@@ -91,6 +92,7 @@ def targets_table(targets: Sequence[Target]) -> str:
 
 
 def target_text(target: Target) -> str:
+    """A target with its limits and the provenance of each figure."""
     rows = [(name, f.value, f.provenance, f.date or "", f.url or f.note or "") for name, f in target.figures.items()]
     limits = target.limits
     lines = [

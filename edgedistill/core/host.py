@@ -40,6 +40,7 @@ def usable_cores() -> int:
 
 
 def cpu_model() -> str:
+    """The processor's name as the system gives it, else its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith(("model name", "Model")):

@@ -1,0 +1,90 @@
+"""Every shipped recipe and target is valid, and what they promise is what the issue's table asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgedistill.core.errors import InputError
+from edgedistill.core.recipe import load_recipe, shipped_recipes
+from edgedistill.core.target import all_targets, load_target
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    recipes = {name: load_recipe(path) for name, path in shipped_recipes().items()}
+    assert sorted(recipes) == ["phi4-mini", "quickstart"]
+    for name, recipe in recipes.items():
+        assert recipe.name == name
+        assert recipe.budget, f"{name} has no budget, so its verdict would mean nothing"
+        assert set(recipe.bench.targets) <= set(all_targets())
+
+
+def test_every_shipped_target_is_valid() -> None:
+    targets = {name: load_target(name) for name in all_targets()}
+    assert {"local-cpu", "mobile-class"} <= set(targets)
+    assert {t.evidence for t in targets.values()} == {"measured", "constrained"}
+    for target in targets.values():
+        for name, figure in target.figures.items():
+            assert figure.provenance != "published" or (figure.url and figure.date), f"{target.id}.{name}"
+
+
+def test_the_quickstart_promises_the_goals() -> None:
+    recipe = load_recipe(shipped_recipes()["quickstart"])
+    limits = {(b.metric.value, b.target): b.limits() for b in recipe.budget.values()}
+    for target in ("local-cpu", "mobile-class"):
+        assert limits[("response_ms", target)] == {"max_ratio": 0.15}
+        assert limits[("requests_per_hour", target)] == {"min_ratio": 10}
+        assert limits[("peak_rss_bytes", target)] == {"max_ratio": 0.15}
+    assert limits[("artifact_bytes", None)] == {"max_ratio": 0.10}
+    assert limits[("exact_match_ratio", None)] == {"min_ratio": 0.95}
+    assert len(limits) == len(recipe.budget) == 8
+    assert all(b.against == "teacher" and b.level == "error" for b in recipe.budget.values())
+    assert recipe.teacher.adapt and recipe.teacher.adapt.min_exact_match == 0.95
+    assert {v.split("-")[0] for v in recipe.export.release} == {"gguf", "onnx"}
+
+
+def test_the_quickstart_schema_takes_the_grammar_s_answers() -> None:
+    import json
+
+    import jsonschema
+
+    from edgedistill.synth.home import splits
+
+    recipe = load_recipe(shipped_recipes()["quickstart"])
+    validator = jsonschema.Draft202012Validator(recipe.task.answer_schema or {})
+    data = splits(0, gold=200, valid=100, heldout=100, prompts=0)
+    answers = [u.answer for u in (*data.gold, *data.valid, *data.heldout) if u.answer]
+    assert len(answers) == 400
+    assert all(validator.is_valid(json.loads(answer)) for answer in answers)
+    assert not validator.is_valid({"device": "toaster", "room": "any", "action": "on", "value": None})
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        'name="mine"\n[data]\nprompts="p.jsonl"\n[teacher]\nmodel="teacher"\n[student]\nmodel="org/student"\n'
+    )
+    loaded = load_recipe(recipe)
+    assert loaded.data.prompts == str(tmp_path / "p.jsonl")
+    assert loaded.teacher.model == str(tmp_path / "teacher")
+    assert loaded.student.model == "org/student"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ('budget.size.metric="artifact_byte"', "did you mean 'artifact_bytes'"),
+        ('budget.latency.target="local-cp"', "did you mean 'local-cpu'"),
+        ('budget.size.artifacts=["gguf-q4"]', "did you mean 'gguf-q4_0'"),
+        ('budget.size.max="1 furlong"', "expected a number or a text such as '150 MB'"),
+        ('budget.latency={metric="response_ms", max=1}', "expected target"),
+        ("train.lrr=1", "did you mean 'lr'"),
+        ('export.release=["onnx-int5"]', "onnx-int5"),
+    ],
+)
+def test_a_wrong_value_is_named_with_the_nearest_right_one(override: str, sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe(shipped_recipes()["quickstart"], (override,))
+    assert sentence in str(caught.value)
