@@ -1,0 +1,183 @@
+"""Records as token sequences with supervised answers, and batches of them in an order that seed and epoch determine.
+
+A position is supervised when the token after it belongs to the answer: the prompt is context, never a target. Batches
+hold sequences of like length, padded on the right, where causal attention cannot reach the padding; or they are packed
+into one row whose position ids restart, so that attention stays within each sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.records import Prompt, TeacherRecord
+from edgedistill.runtimes.chat import encode, render
+from edgedistill.runtimes.logit_cache import LogitCache
+
+BUCKET_BATCHES = 16  # sequences are sorted by length within windows of this many batches
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence: the answer is `ids[start:]`; `top_ids`, `top_logprobs` `[answer tokens, k]` where taught."""
+
+    id: str
+    ids: np.ndarray
+    start: int
+    top_ids: np.ndarray | None = None
+    top_logprobs: np.ndarray | None = None
+
+    @property
+    def supervised(self) -> int:
+        return len(self.ids) - self.start
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`input_ids` `[rows, length]`; `index` `[n]` are the flat places after which `targets` `[n]` are to be learnt.
+
+    `teacher_ids` (-1: none) and `teacher_logprobs` are `[n, k]`, `taught` bool `[n]`; `position_ids` only when packed.
+    """
+
+    input_ids: Tensor
+    index: Tensor
+    targets: Tensor
+    teacher_ids: Tensor
+    teacher_logprobs: Tensor
+    taught: Tensor
+    position_ids: Tensor | None = None
+
+
+def gold_examples(prompts: Sequence[Prompt], *, tokenizer, template: str, end_id: int) -> list[Example]:
+    """Prompts with their right answers, as the model will be asked and should answer.
+
+    Raises:
+        InputError: a prompt has no answer.
+    """
+    examples = []
+    for prompt in prompts:
+        if prompt.answer is None:
+            raise InputError(f"expected an answer with every gold prompt, found none with prompt {prompt.id}")
+        context = encode(tokenizer, render(tokenizer, prompt.messages, template=template))
+        answer = [*encode(tokenizer, prompt.answer), end_id]
+        examples.append(Example(prompt.id, np.array([*context, *answer]), len(context)))
+    return examples
+
+
+def record_examples(
+    records: Sequence[TeacherRecord], *, id_map: np.ndarray | None = None, cache: LogitCache | None = None
+) -> list[Example]:
+    """Teacher records with the teacher's distributions, in the student's ids.
+
+    `id_map` int `[teacher vocabulary]` gives the student's id of each teacher token, -1 where it has none; a kept
+    distribution loses such tokens to its tail. Records without a `logits_key` are learnt from their text alone.
+
+    Raises:
+        InputError: a record's distributions are absent or damaged.
+        StageError: the student lacks a token of a record.
+    """
+    examples = []
+    for record in records:
+        ids = np.array([*record.prompt_ids, *record.answer_ids])
+        if id_map is not None:
+            mapped = id_map[ids]
+            if (mapped < 0).any():
+                raise StageError(
+                    f"record {record.id} uses the teacher's token {int(ids[mapped < 0][0])}, which the student's "
+                    "vocabulary does not have; raise student.cut.vocab"
+                )
+            ids = mapped
+        top_ids = top_logprobs = None
+        if cache is not None and record.logits_key is not None:
+            row = cache.row(prompt_ids=record.prompt_ids, answer_ids=record.answer_ids, record=record.id)
+            top_ids = row.ids.astype(np.int64)
+            top_ids = top_ids if id_map is None else id_map[top_ids]
+            top_logprobs = row.logprobs
+        examples.append(Example(record.id, ids, len(record.prompt_ids), top_ids, top_logprobs))
+    return examples
+
+
+def fitting(examples: Sequence[Example], *, longest: int) -> tuple[list[Example], list[str]]:
+    """Examples of at most `longest` tokens with something to learn, and the ids of those that are not."""
+    fits = [e for e in examples if len(e.ids) <= longest and e.supervised > 0 and e.start > 0]
+    kept = {id(e) for e in fits}
+    return fits, [e.id for e in examples if id(e) not in kept]
+
+
+def split_examples(examples: Sequence[Example], *, share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """A part to learn from and `share` of it, at least one, to validate on; chosen by the hash of seed and id."""
+    ranked = sorted(examples, key=lambda e: hashlib.sha256(f"{seed}/{e.id}".encode()).digest())
+    count = min(len(ranked) - 1, max(1, round(share * len(ranked)))) if share > 0 else 0
+    chosen = {e.id for e in ranked[:count]}
+    return [e for e in examples if e.id not in chosen], [e for e in examples if e.id in chosen]
+
+
+def epoch_batches(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Indices of every sequence once, in batches of like length; seed and epoch alone determine the order."""
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    window = batch_size * BUCKET_BATCHES
+    batches: list[list[int]] = []
+    for begin in range(0, len(order), window):
+        near = sorted(order[begin : begin + window].tolist(), key=lambda i: lengths[i])
+        batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def micro_batches(examples: Sequence[Example], *, most_tokens: int) -> list[list[Example]]:
+    """Cut a batch where its padded rows would pass `most_tokens`; a single longer sequence stands alone."""
+    parts: list[list[Example]] = []
+    width = 0
+    for example in sorted(examples, key=lambda e: len(e.ids)):
+        width = max(width, len(example.ids))
+        if parts and width * (len(parts[-1]) + 1) <= most_tokens:
+            parts[-1].append(example)
+        else:
+            parts.append([example])
+            width = len(example.ids)
+    return parts
+
+
+def collate(examples: Sequence[Example], *, pad_id: int = 0, packed: bool = False) -> Batch:
+    """One batch: a row for each sequence padded on the right, or all in one row if `packed`."""
+    lengths = [len(e.ids) for e in examples]
+    if packed:
+        input_ids = np.concatenate([e.ids for e in examples])[None]
+        offsets = np.cumsum([0, *lengths[:-1]])
+        position_ids = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])[None])
+    else:
+        input_ids = np.full((len(examples), max(lengths)), pad_id)
+        for row, example in zip(input_ids, examples, strict=True):
+            row[: len(example.ids)] = example.ids
+        offsets = np.arange(len(examples)) * max(lengths)
+        position_ids = None
+    widths = [e.top_ids.shape[1] for e in examples if e.top_ids is not None]
+    k = max(widths, default=1)
+    n = sum(e.supervised for e in examples)
+    teacher_ids = np.full((n, k), -1)
+    teacher_logprobs = np.zeros((n, k), np.float32)
+    taught = np.zeros(n, bool)
+    begin = 0
+    for example in examples:
+        if example.top_ids is not None:
+            here = slice(begin, begin + example.supervised)
+            teacher_ids[here, : example.top_ids.shape[1]] = example.top_ids
+            teacher_logprobs[here, : example.top_ids.shape[1]] = example.top_logprobs
+            taught[here] = True
+        begin += example.supervised
+    index = [o + np.arange(e.start, len(e.ids)) - 1 for o, e in zip(offsets, examples, strict=True)]
+    return Batch(
+        input_ids=torch.from_numpy(input_ids.astype(np.int64)),
+        index=torch.from_numpy(np.concatenate(index)),
+        targets=torch.from_numpy(np.concatenate([e.ids[e.start :] for e in examples]).astype(np.int64)),
+        teacher_ids=torch.from_numpy(teacher_ids),
+        teacher_logprobs=torch.from_numpy(teacher_logprobs),
+        taught=torch.from_numpy(taught),
+        position_ids=position_ids,
+    )

@@ -1,0 +1,116 @@
+"""What is supervised, how ids are mapped, and the order of batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_training import random_examples
+
+from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.records import Message, Prompt, TeacherRecord
+from edgedistill.runtimes.chat import load_tokenizer
+from edgedistill.runtimes.logit_cache import CacheIdentity, make_row, open_cache, row_key, write_cache
+from edgedistill.train.data import (
+    Example,
+    collate,
+    epoch_batches,
+    fitting,
+    gold_examples,
+    micro_batches,
+    record_examples,
+    split_examples,
+)
+
+IDENTITY = CacheIdentity(tokenizer="t", template="c", teacher="r")
+
+
+def example(ids: list[int], start: int, name: str = "e") -> Example:
+    return Example(name, np.array(ids), start)
+
+
+def test_every_answer_token_is_learnt_at_the_position_before_it():
+    batch = collate([example([5, 6, 7, 8, 2], 3), example([9, 4, 2], 1)], pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 2], [9, 4, 2, 0, 0]]
+    assert batch.index.tolist() == [2, 3, 5, 6]
+    assert batch.targets.tolist() == [8, 2, 4, 2]
+    assert not batch.taught.any()
+
+
+def test_packed_rows_restart_their_positions():
+    batch = collate([example([5, 6, 7, 8, 2], 3), example([9, 4, 2], 1)], packed=True)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 2, 9, 4, 2]]
+    assert batch.position_ids is not None and batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
+    assert batch.index.tolist() == [2, 3, 5, 6]
+    assert batch.targets.tolist() == [8, 2, 4, 2]
+
+
+def test_gold_is_rendered_as_it_will_be_asked(tiny_llama):
+    tokenizer = load_tokenizer(tiny_llama)
+    prompt = Prompt(id="p", messages=(Message(role="user", content="turn on the fan"),), answer='{"device":"fan"}')
+    (found,) = gold_examples([prompt], tokenizer=tokenizer, template=tokenizer.chat_template, end_id=2)
+    text = "<|im_start|>user\nturn on the fan<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(found.ids[: found.start]) == text
+    assert tokenizer.decode(found.ids[found.start :]) == '{"device":"fan"}<|im_end|>'
+    with pytest.raises(InputError, match="found none with prompt p"):
+        gold_examples([prompt.model_copy(update={"answer": None})], tokenizer=tokenizer, template="", end_id=2)
+
+
+def record(prompt_ids: tuple[int, ...], answer_ids: tuple[int, ...], *, taught: bool = True) -> TeacherRecord:
+    key = row_key(prompt_ids, answer_ids, identity=IDENTITY) if taught else None
+    return TeacherRecord(
+        id="rec", prompt_id="p", teacher="r", messages=(), answer="", prompt_ids=prompt_ids, answer_ids=answer_ids,
+        logits_key=key,
+    )  # fmt: skip
+
+
+def test_teacher_rows_follow_their_text_into_the_smaller_vocabulary(tmp_path):
+    one, other = record((10, 11), (12, 2)), record((10,), (11, 2))
+    rows = {
+        one.logits_key: make_row([[12, 13], [2, 10]], np.log([[0.7, 0.2], [0.9, 0.05]])),
+        other.logits_key: make_row([[11, 12], [2, 13]], np.log([[0.6, 0.3], [0.8, 0.1]])),
+    }
+    write_cache(tmp_path / "c.safetensors", rows, identity=IDENTITY, k=2)
+    cache = open_cache([tmp_path / "c.safetensors"])
+    id_map = np.full(20, -1)
+    id_map[[2, 10, 11, 12]] = [0, 1, 2, 3]
+    b, a = record_examples([other, one], id_map=id_map, cache=cache)
+    assert a.ids.tolist() == [1, 2, 3, 0] and a.start == 2
+    assert a.top_ids.tolist() == [[3, -1], [0, 1]]
+    assert b.top_ids.tolist() == [[2, 3], [0, -1]]
+    np.testing.assert_allclose(np.exp(b.top_logprobs), [[0.6, 0.3], [0.8, 0.1]], rtol=1e-6)
+    batch = collate([a, b, example([1, 2, 0], 1)])
+    assert batch.taught.tolist() == [True] * 4 + [False] * 2
+    assert batch.teacher_ids.tolist() == [[3, -1], [0, 1], [2, 3], [0, -1], [-1, -1], [-1, -1]]
+    with pytest.raises(StageError, match="token 13, which the student's vocabulary does not have"):
+        record_examples([record((13,), (2,), taught=False)], id_map=id_map, cache=cache)
+    with pytest.raises(InputError, match="distributions for record rec, found none"):
+        record_examples([one.model_copy(update={"answer_ids": (12, 11)})], cache=cache)
+
+
+def test_order_depends_on_seed_and_epoch_alone_and_covers_everything():
+    lengths = [len(e.ids) for e in random_examples(100)]
+    first = epoch_batches(lengths, batch_size=8, seed=1, epoch=0)
+    assert sorted(i for batch in first for i in batch) == list(range(100))
+    assert first == epoch_batches(lengths, batch_size=8, seed=1, epoch=0)
+    assert first != epoch_batches(lengths, batch_size=8, seed=1, epoch=1)
+    assert first != epoch_batches(lengths, batch_size=8, seed=2, epoch=0)
+    padded = sum(len(b) * max(lengths[i] for i in b) for b in first)
+    assert padded < 1.15 * sum(lengths)
+
+
+def test_micro_batches_hold_every_example_within_the_bound():
+    examples = random_examples(50)
+    parts = micro_batches(examples, most_tokens=40)
+    assert sorted(e.id for part in parts for e in part) == sorted(e.id for e in examples)
+    assert max(len(part) * max(len(e.ids) for e in part) for part in parts) <= 40
+
+
+def test_split_and_length_limit_are_reported():
+    examples = random_examples(40)
+    train, valid = split_examples(examples, share=0.1, seed=0)
+    assert len(valid) == 4 and len(train) == 36
+    assert {e.id for e in valid} == {e.id for e in split_examples(examples[::-1], share=0.1, seed=0)[1]}
+    kept, left_out = fitting(
+        [example([1] * 9, 3, "long"), example([1, 2], 1, "fits"), example([1, 2], 2, "empty")], longest=8
+    )
+    assert [e.id for e in kept] == ["fits"] and left_out == ["long", "empty"]

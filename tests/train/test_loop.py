@@ -1,0 +1,214 @@
+"""The loop: invariance to how a step is split, exact resume, early stop, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_tiny_llama
+from tiny_training import fresh_accelerator, load, random_examples, teach
+
+from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.runfolder import SilentReporter
+from edgedistill.train.data import Example, collate
+from edgedistill.train.loop import learning_rate, step_losses, train_model
+from edgedistill.train.lora import add_lora, factors, merge_lora
+
+pytestmark = pytest.mark.usefixtures(fresh_accelerator.__name__)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("teacher") / "llama", layers=3, seed=7)
+
+
+@pytest.fixture
+def examples(teacher_folder) -> list[Example]:
+    return teach(load(teacher_folder), random_examples(24))
+
+
+def settings(folder: Path, **changes):
+    folder.mkdir(exist_ok=True)
+    return {
+        "arm": "student", "checkpoints": folder / "checkpoints", "metrics": folder / "metrics.jsonl", "seed": 0,
+        "lr": 3e-3, "epochs": 2, "batch_size": 4, "report": SilentReporter(), "kd_weight": 0.5, "bf16": False,
+        "valid": [], **changes,
+    }  # fmt: skip
+
+
+def gradient(model, batches: list[list[Example]], *, packed: bool = False) -> torch.Tensor:
+    """Of the mean loss per supervised token over all batches."""
+    model.zero_grad()
+    count = sum(e.supervised for batch in batches for e in batch)
+    for batch in batches:
+        losses = step_losses(model, collate(batch, pad_id=3, packed=packed), kd_weight=0.5, temperature=1.0)
+        (losses.total / count).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_gradient_is_invariant_to_split_padding_and_packing(tiny_llama, examples, attention):
+    model = load(tiny_llama)
+    model.set_attn_implementation(attention)
+    eight = examples[:8]
+    whole = gradient(model, [eight])
+    assert whole.norm() > 0.01
+    splits = {
+        "2x4": gradient(model, [eight[:4], eight[4:]]),
+        "8x1, no padding": gradient(model, [[e] for e in eight]),
+        "packed": gradient(model, [eight], packed=True),
+        "packed in two": gradient(model, [eight[:3], eight[3:]], packed=True),
+    }
+    for name, other in splits.items():
+        assert (other - whole).norm() / whole.norm() < 1e-5, name
+
+
+def test_loss_is_that_of_full_logits_shifted_and_masked(tiny_llama, examples):
+    model = load(tiny_llama)
+    batch = examples[:5]
+    found = step_losses(model, collate(batch), kd_weight=0.0, temperature=1.0).total
+    expected = 0.0
+    for e in batch:
+        logits = model(input_ids=torch.from_numpy(e.ids)[None]).logits[0]
+        logs = torch.log_softmax(logits, -1)
+        expected -= sum(logs[i - 1, e.ids[i]] for i in range(e.start, len(e.ids)))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_student_learns_and_ends_at_its_best_validation(tiny_llama, tmp_path, examples):
+    student = load(tiny_llama)
+    result = train_model(student, train=examples, **settings(tmp_path, valid=examples[:6], epochs=6, patience=2))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    evals = {row["step"]: row["valid_loss"] for row in rows if "valid_loss" in row}
+    assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
+    assert steps[-1]["kl"] < steps[0]["kl"]
+    assert all(row["tok_s"] > 0 and row["eta_s"] >= 0 for row in steps)
+    assert evals[result.best_step] == min(evals.values()) == result.best_loss
+    with torch.no_grad():
+        total = step_losses(student, collate(examples[:6]), kd_weight=0.5, temperature=1.0).total
+    assert float(total) / sum(e.supervised for e in examples[:6]) == pytest.approx(result.best_loss, rel=1e-4)
+
+
+def test_stops_early_when_validation_turns(tiny_llama, tmp_path):
+    train, valid = random_examples(12, seed=1), random_examples(12, seed=2)
+    result = train_model(
+        load(tiny_llama), train=train, **settings(tmp_path, valid=valid, epochs=40, lr=3e-2, patience=2)
+    )
+    assert result.steps < result.planned_steps
+    assert result.steps - result.best_step == 2 * 3  # two evaluations, one in each epoch of three steps
+
+
+class Stop:
+    """A reporter that interrupts, as Ctrl-C would, at one step."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def note(self, message: str) -> None: ...
+
+    def progress(self, done, total, unit, **figures) -> None:
+        if done == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_interrupted_run_ends_bit_for_bit_alike(tiny_llama, tmp_path, examples, bf16):
+    kwargs = {"train": examples, "valid": examples[:4], "bf16": bf16}
+    whole, parts = load(tiny_llama), load(tiny_llama)
+    train_model(whole, **settings(tmp_path / "a", **kwargs))
+    for at in (1, 5, 6, 7):
+        parts = load(tiny_llama)
+        torch.rand(at)  # another random state than the first run's
+        with pytest.raises(KeyboardInterrupt):
+            train_model(parts, **settings(tmp_path / "b", **kwargs, report=Stop(at)))
+    parts = load(tiny_llama)
+    train_model(parts, **settings(tmp_path / "b", **kwargs))
+    for (name, p), q in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    drop = ("tok_s", "eta_s")
+    rows = [
+        [{k: v for k, v in json.loads(line).items() if k not in drop} for line in path.read_text().splitlines()]
+        for path in (tmp_path / "a" / "metrics.jsonl", tmp_path / "b" / "metrics.jsonl")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_killed_run_goes_on_from_an_older_checkpoint_to_the_same_end(tiny_llama, tmp_path, examples):
+    """Nothing is saved at the kill, but a checkpoint lies some steps back, older than the best weights on disk."""
+
+    class Kill(Stop):
+        def progress(self, done, total, unit, **figures) -> None:
+            if done == self.at:
+                raise MemoryError  # like a kill, it saves nothing
+
+    kwargs = {"train": examples, "valid": examples[:4]}
+    whole, parts = load(tiny_llama), load(tiny_llama)
+    train_model(whole, **settings(tmp_path / "a", **kwargs))
+    with pytest.raises(KeyboardInterrupt):
+        train_model(parts, **settings(tmp_path / "b", **kwargs, report=Stop(4)))
+    with pytest.raises(MemoryError):
+        train_model(load(tiny_llama), **settings(tmp_path / "b", **kwargs, report=Kill(8)))
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as f:
+        f.write('{"arm":"student","st')  # a line the kill cut off
+    parts = load(tiny_llama)
+    train_model(parts, **settings(tmp_path / "b", **kwargs))
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+def test_damaged_checkpoint_is_refused(tiny_llama, tmp_path, examples):
+    with pytest.raises(KeyboardInterrupt):
+        train_model(load(tiny_llama), train=examples, **settings(tmp_path, report=Stop(2)))
+    path = tmp_path / "checkpoints" / "last" / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        train_model(load(tiny_llama), train=examples, **settings(tmp_path))
+
+
+def test_checkpoint_of_another_model_is_refused(tiny_llama, teacher_folder, tmp_path, examples):
+    with pytest.raises(KeyboardInterrupt):
+        train_model(load(tiny_llama), train=examples, **settings(tmp_path, report=Stop(2)))
+    with pytest.raises(InputError, match="belongs to another model"):
+        train_model(load(teacher_folder), train=examples, **settings(tmp_path))
+
+
+def test_infinite_loss_stops_with_the_batch_saved(tiny_llama, tmp_path, examples):
+    model = load(tiny_llama)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("inf"))
+    with pytest.raises(StageError, match=r"finite loss and gradient, found loss (nan|inf).* at step 1 of student"):
+        train_model(model, train=examples, **settings(tmp_path))
+    saved = json.loads((tmp_path / "checkpoints" / "failed.json").read_text())
+    assert len(saved["examples"]) == 4
+
+
+def test_nothing_to_train_on_is_refused(tiny_llama, tmp_path):
+    with pytest.raises(StageError, match="expected examples to train student on, found none"):
+        train_model(load(tiny_llama), train=[], **settings(tmp_path))
+
+
+def test_learning_rate_warms_up_and_falls_to_almost_nothing():
+    rates = [learning_rate(i, total=100, peak=1.0, warmup=10) for i in range(100)]
+    assert rates[0] == pytest.approx(1 / 11) and max(rates) == rates[10] == 1.0
+    assert rates[-1] < 0.001 and all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_lora_trains_factors_alone_and_merges_to_the_same_logits(tiny_llama, tmp_path, examples):
+    base = load(tiny_llama)
+    before = {name: p.clone() for name, p in base.named_parameters()}
+    wrapped = add_lora(base, rank=4, alpha=8, seed=0)
+    train_model(wrapped, train=examples, **settings(tmp_path, lr=1e-2))
+    merged = merge_lora(load(tiny_llama), factors(wrapped), rank=4, alpha=8)
+    ids = torch.from_numpy(examples[0].ids)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, wrapped(ids).logits, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(merged(ids).logits, load(tiny_llama)(ids).logits, atol=1e-2)
+    changed = {name for name, p in merged.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if "_proj" in name}
+    assert all(np.isfinite(p.detach().numpy()).all() for p in merged.parameters())
