@@ -11,6 +11,7 @@ from types import ModuleType
 
 from edgedistill.core.errors import InputError, MissingError
 from edgedistill.runtimes.gguf_file import check_gguf
+from edgedistill.runtimes.llama_layout import check_layout
 
 ERROR_LEVEL = 4
 _errors: deque[str] = deque(maxlen=8)
@@ -40,37 +41,6 @@ def library() -> ModuleType:
     lib.llama_backend_init()
     check_layout(lib)
     return lib
-
-
-def check_layout(lib: ModuleType) -> None:
-    """Hold known defaults, first and last of each structure, against what ctypes reads.
-
-    Raises:
-        MissingError: a field lies elsewhere than the Python side believes.
-    """
-    model, context = lib.llama_model_default_params(), lib.llama_context_default_params()
-    quantize = lib.llama_model_quantize_default_params()
-    read = {
-        "model.n_gpu_layers": (model.n_gpu_layers, -1),
-        "model.split_mode": (model.split_mode, 1),
-        "model.vocab_only": (model.vocab_only, False),
-        "model.use_extra_bufts": (model.use_extra_bufts, True),
-        "model.load_mtp": (model.load_mtp, False),
-        "context.n_ctx": (context.n_ctx, 512),
-        "context.n_ubatch": (context.n_ubatch, 512),
-        "context.yarn_beta_slow": (context.yarn_beta_slow, -1.0),
-        "context.type_v": (context.type_v, 1),
-        "context.no_perf": (context.no_perf, True),
-        "context.n_samplers": (context.n_samplers, 0),
-        "quantize.quantize_output_tensor": (quantize.quantize_output_tensor, True),
-        "quantize.dry_run": (quantize.dry_run, False),
-    }
-    wrong = [f"{name} is {found}, not {known}" for name, (found, known) in read.items() if found != known]
-    if wrong:
-        raise MissingError(
-            f"llama-cpp-python's structures do not match its library ({'; '.join(wrong)}); "
-            "install the version that edgedistill pins"
-        )
 
 
 def why() -> str:
