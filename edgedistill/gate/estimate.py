@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from edgedistill.core.budget import Evidence
 from edgedistill.core.config import did_you_mean
@@ -36,15 +36,19 @@ class UnmeasuredError(ValueError):
     """The reason, as the end of a sentence, why a figure cannot be told from a run's rows."""
 
 
+Role = Literal["teacher", "quantized teacher", "untrained", "control", "student", "artifact"]
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """A model's files as they are now: bytes that ship (the teacher's: fp32 weights), parameters, and their digest."""
 
+    role: Role
+    format: str
     bytes: int
     parameters: int
-    digest: str
-    format: str
     bits_per_weight: float
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -159,9 +163,13 @@ def _exact(value: float, *, samples: int) -> Estimate:
     return Estimate(Interval(value, value, value), samples, "measured")
 
 
-def _facts(data: RunData, model: str) -> ModelFacts:
+def _require_undamaged(data: RunData, model: str) -> None:
     if model in data.damaged:
         raise UnmeasuredError(f"{model} is not as it was exported: {data.damaged[model]}")
+
+
+def _facts(data: RunData, model: str) -> ModelFacts:
+    _require_undamaged(data, model)
     if model not in data.models:
         raise UnmeasuredError(f"the run has no model named {model!r}{did_you_mean(model, data.models)}")
     return data.models[model]
@@ -220,7 +228,7 @@ def _ratio_interval(ours: Blocks, theirs: Blocks, *, confidence: float, statisti
 
 def _correct(data: RunData, model: str) -> dict[str, bool]:
     """Item id → whether the model's answer was right; checked against the summary of the same evaluation."""
-    _facts(data, model)
+    _require_undamaged(data, model)
     items = data.items.get(model)
     if not items:
         raise UnmeasuredError(f"{model} has no answers to the held-out items")
@@ -253,7 +261,7 @@ def _retention(data: RunData, *, model: str, against: str, confidence: float) ->
 
 
 def _quality_figure(data: RunData, metric: Metric, model: str) -> tuple[float, int]:
-    _facts(data, model)
+    _require_undamaged(data, model)
     quality = data.qualities.get(model)
     value = getattr(quality, metric.value, None)
     if quality is None or value is None:

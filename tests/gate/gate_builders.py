@@ -20,6 +20,7 @@ MODELS: dict[str, tuple[str, int, int, float, float, int]] = {
     "gguf-q4_0": ("gguf", 16_000_000, 24_000_000, 80.0, 60e6, 97),
     "onnx-int4": ("onnx", 18_000_000, 24_000_000, 110.0, 90e6, 96),
 }
+ROLES = {"teacher": "teacher", "teacher-gguf-q4_0": "quantized teacher"}
 ENGINES = {"safetensors": "torch", "gguf": "llamacpp", "onnx": "onnx"}
 
 
@@ -30,7 +31,12 @@ def digest(model: str) -> str:
 def facts(model: str) -> ModelFacts:
     form, size, parameters, *_ = MODELS[model]
     return ModelFacts(
-        bytes=size, parameters=parameters, digest=digest(model), format=form, bits_per_weight=8 * size / parameters
+        role=ROLES.get(model, "artifact"),
+        format=form,
+        bytes=size,
+        parameters=parameters,
+        bits_per_weight=8 * size / parameters,
+        digest=digest(model),
     )
 
 
