@@ -1,4 +1,4 @@
-"""The stages in order: what each depends on, what is done, stale or to do and why, and running what is not done."""
+"""The stages in order: what each depends on, what is done or stale and why, and running what is not done."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ STAGES: dict[str, Stage] = {
             ("data/gold.jsonl", "data/prompts.jsonl", "teacher"),
         ),
         Stage("train", 1, "edgedistill.train.stage:run", _train, ("teacher", "synth")),
-        Stage("export", 1, "edgedistill.export.stage:run", _export, ("teacher", "train")),
+        Stage("export", 1, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train")),
         Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
         Stage("bench", 1, "edgedistill.bench.stage:run", _bench, ("data/prompts.jsonl", "teacher", "export")),
         Stage("gate", 1, "edgedistill.gate.stage:run", _gate, ("synth", "train", "export", "eval", "bench")),

@@ -1,7 +1,7 @@
-"""One stage in a process of its own: its memory goes back when it ends, its thread settings and random state are its
-own whether the run was interrupted or not, and a crash or an out-of-memory kill takes it alone.
+"""One stage in a process of its own, which reports to its parent through a pipe.
 
-The parent reads progress from a pipe; what libraries print goes to `logs/<stage>.log` of the run.
+Its memory goes back when it ends; its thread settings and random state are its own, whether the run was interrupted or
+not; a crash or an out-of-memory kill takes it alone. What libraries print goes to `logs/<stage>.log` of the run.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ from edgedistill.plan import Step
 
 MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "error": "ERROR"}
 
+CHANGES = ("bytes_change_pct", "retention_pct", "latency_change_pct", "throughput_ratio", "memory_change_pct")
+COMPARED = ("model", "target", "parameters", "bytes", "exact match", "response", "requests/h", "peak memory")
+
 
 def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
@@ -27,7 +30,7 @@ def quantity(value: float | None, unit: str) -> str:
         return f"{value:.0f} B"
     if unit == "ratio":
         return f"{100 * value:.4g} %"
-    return f"{value:.4g} {unit}"
+    return f"{value:,.0f} {unit}".strip() if abs(value) >= 1000 else f"{value:.3g} {unit}".strip()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -83,7 +86,29 @@ def verdict_table(verdict: Verdict, *, only_open: bool = False) -> str:
 
 
 def comparison_table(comparison: dict[str, Any]) -> str:
-    return str(comparison)
+    """A run's models, one row each and target, with the change against the teacher in brackets."""
+    return table(COMPARED, comparison_rows(comparison))
+
+
+def comparison_rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of `COMPARED` for each row of a `comparison.json`."""
+    rows = []
+    for row in comparison["rows"]:
+        # The teacher's change against itself says nothing.
+        change = dict.fromkeys(CHANGES) if row["model"] == comparison["reference"] else row
+        rows.append(
+            (
+                f"{row['model']}{' *' if row['release'] else ''}",
+                row["target"] or "–",
+                f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else "–",
+                _beside(quantity(row["artifact_bytes"], "bytes"), change["bytes_change_pct"], "%"),
+                _beside(quantity(row["exact_match_ratio"], "ratio"), change["retention_pct"], "% kept"),
+                _beside(quantity(row["response_ms"], "ms"), change["latency_change_pct"], "%"),
+                _beside(quantity(row["requests_per_hour"], ""), change["throughput_ratio"], "×"),
+                _beside(quantity(row["peak_rss_bytes"], "bytes"), change["memory_change_pct"], "%"),
+            )
+        )
+    return rows
 
 
 def targets_table(targets: Sequence[Target]) -> str:
@@ -118,6 +143,13 @@ def _check_row(check: Check) -> tuple[str, ...]:
         f"{sign} {quantity(check.limit, unit)}{against}", quantity(check.estimate, unit), interval,
         MARKS[check.outcome],
     )  # fmt: skip
+
+
+def _beside(text: str, change: float | None, unit: str) -> str:
+    if change is None or text == "–":
+        return text
+    sign = "+" if unit == "%" and change > 0 else ""
+    return f"{text} ({sign}{change:.1f}{'' if unit == '×' else ' '}{unit})"
 
 
 def _is_plain(value: object) -> bool:

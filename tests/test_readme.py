@@ -1,0 +1,95 @@
+"""README is current: its generated sections, its commands, its recipe fragments, its links."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+
+from edgedistill.cli.main import app
+from edgedistill.core.recipe import load_recipe, shipped_recipes
+from edgedistill.core.runfolder import FOLDERS
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def renderer() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("render_readme", ROOT / "scripts" / "render_readme.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def section(name: str) -> str:
+    found = re.findall(rf"<!-- begin:{name} -->\n(.*?)<!-- end:{name} -->", TEXT, re.DOTALL)
+    assert len(found) == 1
+    return found[0].strip()
+
+
+def test_the_command_reference_is_current(renderer: ModuleType) -> None:
+    assert section("commands") == renderer.commands(), "run: python scripts/render_readme.py"
+
+
+def test_the_file_tree_is_current(renderer: ModuleType) -> None:
+    assert section("tree") == f"```\n{renderer.tree()}\n```", "run: python scripts/render_readme.py"
+    for name in renderer.BESIDE:
+        assert (ROOT / name).is_dir()
+
+
+def test_a_section_is_replaced_whole_and_only_once(renderer: ModuleType) -> None:
+    text = "a\n<!-- begin:x -->\nold\n<!-- end:x -->\nb"
+    assert renderer.replaced(text, "x", r"new \1") == "a\n<!-- begin:x -->\nnew \\1\n<!-- end:x -->\nb"
+    with pytest.raises(ValueError, match="expected one section 'y'"):
+        renderer.replaced(text, "y", "")
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    """Scripts are there; edgedistill commands parse, with every option they use."""
+    lines = [line.split("  #")[0] for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    assert len(words) >= 7
+    root = typer.main.get_command(app)
+    for command in words:
+        if command[0] == "bash":
+            assert (ROOT / command[1]).is_file()
+            continue
+        assert command[0] == "edgedistill"
+        name, leaf, rest = root.resolve_command(typer.Context(root), command[1:])
+        leaf.make_context(name, rest)
+
+
+def test_the_recipe_fragments_are_valid() -> None:
+    fragments = [block for kind, block in BLOCKS if kind == "toml"]
+    assert len(fragments) == 3
+    for fragment in fragments:
+        for table, values in tomllib.loads(fragment).items():
+            if table == "budget":
+                for name, budget in values.items():
+                    sets = [f"budget.{name}={{{', '.join(f'{k}={v!r}' for k, v in budget.items())}}}"]
+                    load_recipe(shipped_recipes()["quickstart"], tuple(sets))
+    phi = load_recipe(shipped_recipes()["phi4-mini"])
+    shown = tomllib.loads(fragments[0])
+    assert phi.teacher.model == shown["teacher"]["model"] and phi.student.model == shown["student"]["model"]
+    assert phi.train.lora and phi.train.lora.rank == shown["train"]["lora"]["rank"]
+    cut = load_recipe(shipped_recipes()["quickstart"]).student.cut
+    assert cut and cut.model_dump(mode="json") == tomllib.loads(fragments[1])["student"]["cut"]
+
+
+def test_the_way_of_the_data_names_every_stage_s_folder() -> None:
+    assert all(f" {folder}/" in TEXT for folder in FOLDERS.values())
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", TEXT)
+    assert len(links) >= 3
+    assert all((ROOT / link).exists() for link in links if "://" not in link)
