@@ -62,17 +62,23 @@ class Step:
 def _data(recipe: Recipe) -> dict[str, Any]:
     sources = {name: getattr(recipe.data, name) for name in SPLITS}
     hashes = {name: _file_hash(value) for name, value in sources.items() if isinstance(value, str)}
-    return {"data": recipe.data.model_dump(mode="json") | hashes, "task": _task(recipe), "seed": recipe.seed}
+    task = _task(recipe, "answer", "answer_schema", "system")
+    return {"data": recipe.data.model_dump(mode="json") | hashes, "task": task, "seed": recipe.seed}
 
 
 def _teacher(recipe: Recipe) -> dict[str, Any]:
-    teacher = recipe.teacher.model_dump(mode="json") | {"model": _model(recipe.teacher.model)}
-    return {"teacher": teacher, "task": _task(recipe), "seed": recipe.seed}
+    teacher = recipe.teacher.model_dump(mode="json", exclude={"engine"}) | {"model": _model(recipe.teacher.model)}
+    if recipe.teacher.adapt is None:
+        return {"teacher": teacher, "task": _task(recipe, "chat_template")}
+    task = _task(recipe, "answer", "chat_template", "max_new_tokens")
+    how = {"dtype": recipe.train.dtype, "batch_size": recipe.synth.batch_size}
+    return {"teacher": teacher, "task": task, "seed": recipe.seed} | how
 
 
 def _synth(recipe: Recipe) -> dict[str, Any]:
     synth = recipe.synth.model_dump(mode="json")
-    return {"synth": synth, "engine": recipe.teacher.engine, "task": _task(recipe), "seed": recipe.seed}
+    task = _task(recipe, "answer", "answer_schema", "chat_template", "max_new_tokens")
+    return {"synth": synth, "engine": recipe.teacher.engine, "task": task}
 
 
 def _train(recipe: Recipe) -> dict[str, Any]:
@@ -81,18 +87,19 @@ def _train(recipe: Recipe) -> dict[str, Any]:
         student["model"] = _model(recipe.student.model)
     # How often a checkpoint is written changes no result.
     train = recipe.train.model_dump(mode="json", exclude={"checkpoint_every_s"})
-    return {"student": student, "train": train, "task": _task(recipe), "seed": recipe.seed}
+    return {"student": student, "train": train, "task": _task(recipe, "chat_template"), "seed": recipe.seed}
 
 
 def _export(recipe: Recipe) -> dict[str, Any]:
     # Which variants ship is the gate's question.
-    return {"export": recipe.export.model_dump(mode="json", exclude={"release"}), "task": _task(recipe)}
+    export = recipe.export.model_dump(mode="json", exclude={"release"})
+    return {"export": export, "task": _task(recipe, "chat_template")}
 
 
 def _eval(recipe: Recipe) -> dict[str, Any]:
     text = recipe.eval.text
     evaluation = recipe.eval.model_dump(mode="json") | {"text": _file_hash(text) if text else None}
-    return {"eval": evaluation, "task": _task(recipe), "seed": recipe.seed}
+    return {"eval": evaluation, "task": _task(recipe, "answer", "answer_schema", "chat_template", "max_new_tokens")}
 
 
 def _bench(recipe: Recipe) -> dict[str, Any]:
@@ -101,8 +108,7 @@ def _bench(recipe: Recipe) -> dict[str, Any]:
         "targets": {name: load_target(name).model_dump(mode="json") for name in recipe.bench.targets},
         "host": host_id(),
         "threads": recipe.threads,
-        "max_new_tokens": recipe.task.max_new_tokens,
-        "seed": recipe.seed,
+        "task": _task(recipe, "chat_template", "max_new_tokens"),
     }
 
 
@@ -113,12 +119,11 @@ def _gate(recipe: Recipe) -> dict[str, Any]:
         "gate": recipe.gate.model_dump(mode="json"),
         "release": list(recipe.export.release),
         "name": recipe.name,
-        "seed": recipe.seed,
     }
 
 
-def _task(recipe: Recipe) -> dict[str, Any]:
-    return recipe.task.model_dump(mode="json")
+def _task(recipe: Recipe, *names: str) -> dict[str, Any]:
+    return recipe.task.model_dump(mode="json", include=set(names))
 
 
 STAGES: dict[str, Stage] = {
