@@ -130,7 +130,7 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("data", 1, "edgedistill.synth.stage:run_data", _data),
-        Stage("teacher", 1, "edgedistill.synth.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
+        Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
         Stage(
             "synth",
             1,

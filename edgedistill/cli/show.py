@@ -46,7 +46,7 @@ def steps_json(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def steps_table(steps: Sequence[Step]) -> str:
-    rows = [(s.stage, s.state, duration(s.seconds) if s.seconds is not None else "", s.why) for s in steps]
+    rows = [(s.stage, s.state, duration(s.seconds) if s.seconds is not None else "", _cut(s.why)) for s in steps]
     return table(("stage", "state", "took", "why"), rows)
 
 
@@ -58,13 +58,13 @@ def step_line(step: Step, *, figures: dict[str, Any]) -> str:
     said = f" ({', '.join(shown)})" if shown else ""
     if step.state == "ran":
         return f"{step.stage}: done in {duration(step.seconds or 0)}{said}"
-    return f"{step.stage}: {step.state}" + (said if step.state == "done" else f", {step.why}")
+    return f"{step.stage}: {step.state}" + (said if step.state == "done" else f", {_cut(step.why)}")
 
 
 def status_table(state: dict[str, Any]) -> str:
     """A run's stages and its verdict, from `follow.state_of`."""
     rows = [
-        (s["stage"], s["state"], duration(s["seconds"]) if s["seconds"] is not None else "", s["why"])
+        (s["stage"], s["state"], duration(s["seconds"]) if s["seconds"] is not None else "", _cut(s["why"]))
         for s in state["stages"]
     ]
     return (
@@ -150,6 +150,10 @@ def _beside(text: str, change: float | None, unit: str) -> str:
         return text
     sign = "+" if unit == "%" and change > 0 else ""
     return f"{text} ({sign}{change:.1f}{'' if unit == '×' else ' '}{unit})"
+
+
+def _cut(text: str, width: int = 120) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _is_plain(value: object) -> bool:
