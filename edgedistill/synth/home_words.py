@@ -14,32 +14,43 @@ def _words(text: str) -> tuple[str, ...]:
 ROOMS = {
     "gold": _words("""kitchen, bedroom, living room, bathroom, garage, hallway, office, dining room, basement, attic
         guest room, nursery, laundry room, study, library, den, pantry, entryway, playroom, gym, closet, cellar
-        main bedroom, upstairs hall, sunroom, workshop, lounge, storage room, music room, family room"""),
-    "prompts": _words("""conservatory, utility room, mudroom, foyer, parlor, game room, craft room, home theater
-        reading room, spare room, kids room, cloakroom, dressing room, powder room, shower room, wine cellar
-        boiler room, server room, tool shed, greenhouse, barn, carport, boathouse, guest house, pool house
-        sewing room, breakfast room, drawing room, great room, bonus room, meeting room, break room, waiting room
-        lobby, corridor, stairwell, vestibule, alcove, blue room, back office, front hall, back hall, corner office
-        media room, exercise room, yoga room, prayer room, school room, art room, bunk room, summer house, tack room
-        coat room, trophy room, map room, green room, chapel, stable, nook, turret, mezzanine, penthouse, bakery
-        north wing, south wing, second bathroom, third bedroom, small bedroom, big bedroom, lower hall, wet room"""),
-    "valid": _words("""studio, toy room, ballroom, darkroom, west wing, rear hall, plant room, locker room
-        bicycle room, little office, cottage, tower, side room, supply room"""),
-    "heldout": _words("""loft, sauna, cabin, garden shed, master bedroom, ironing room, cinema room, billiard room
-        tea room, kitchenette, annex, atrium, scullery, box room, hobby room, piano room, gallery, crawl space
-        linen closet, wash room, east wing, first floor hall, cozy corner, teen room, salon, bungalow"""),
+        main bedroom, upstairs hall, sunroom, workshop, lounge, storage room, music room, family room, utility room
+        mudroom, foyer, parlor, game room, craft room, home theater, reading room, spare room, kids room, cloakroom
+        dressing room, powder room, wine cellar, server room, tool shed, greenhouse, barn, carport, boathouse
+        guest house, sewing room, breakfast room, great room, meeting room, lobby, corridor, stairwell, blue room
+        back office, front hall, media room, exercise room, art room, coat room, chapel, nook, penthouse, bakery
+        north wing, second bathroom, third bedroom, small bedroom, lower hall, wet room, stable, corner office
+        old kitchen, upper floor, green room, summer house, back bedroom, little attic, new garage, big office"""),
+    "prompts": _words("""conservatory, shower room, boiler room, pool house, drawing room, bonus room, break room
+        waiting room, vestibule, alcove, back hall, yoga room, prayer room, school room, bunk room, tack room
+        trophy room, map room, turret, mezzanine, south wing, big bedroom, back kitchen, front bedroom, left hall
+        right hall, upper hall, new bathroom, old office, small office, tiny closet, high attic, low cellar
+        red room, yellow room, cold room, hot room, dark hall, bright room, guest bathroom, guest bedroom, dog room
+        cat room, baby room, boys bedroom, girls bedroom, parents bedroom, school hall, play area, work room, tent
+        side kitchen, rear office, inner hall, outer hall, first bedroom, second office, third floor, bird house
+        training room, wood shop, paint room, photo room, video room, radio room, dance hall, club room, bar
+        safe room, ice house, tree house, gate house, fish room, plant nursery, fruit cellar, shoe closet"""),
+    "valid": _words("""studio, toy room, ballroom, darkroom, west wing, side hall, plant room, small kitchen
+        old bedroom, little office, tower, side room, supply room, front office"""),
+    "heldout": _words("""loft, cabin, garden shed, master bedroom, box room, wash room, east wing, computer room
+        party room, winter garden, mail room, record room, book room, top floor, long hall, quiet room, gallery, salon
+        pool room, summer kitchen, sun deck, linen closet, farm house, staff room, second kitchen, white room"""),
 }
 COLORS = {
-    "gold": _words("red, blue, green, yellow, white, purple"),
-    "prompts": _words("pink, cyan, teal, gold, lavender, crimson, lime, peach, coral, magenta, mint, navy, ruby"),
-    "valid": _words("scarlet, bronze, silver"),
-    "heldout": _words("orange, violet, turquoise, indigo, amber"),
+    "gold": _words(
+        "red, blue, green, yellow, white, purple, pink, teal, gold, lavender, crimson, peach, magenta, navy"
+    ),
+    "prompts": _words("cyan, lime, coral, mint, ruby, cream, khaki, plum, rose, aqua, tan, jade, cherry, lilac"),
+    "valid": _words("scarlet, bronze, copper"),
+    "heldout": _words("orange, violet, silver, brown, amber"),
 }
 MUSIC = {
-    "gold": _words("jazz, rock, pop, blues, folk, soul"),
-    "prompts": _words("country, metal, punk, disco, swing, gospel, funk, salsa, ambient, trance, house, indie, bach"),
+    "gold": _words("jazz, rock, pop, blues, folk, soul, country, metal, disco, swing, gospel, funk, salsa, punk"),
+    "prompts": _words(
+        "ambient, trance, house, indie, bach, piano, guitar, choir, chants, marches, waltz, tango, oldies"
+    ),
     "valid": _words("samba, grunge, polka"),
-    "heldout": _words("reggae, opera, techno, mozart, flamenco"),
+    "heldout": _words("reggae, opera, techno, classical, ballads"),
 }
 # Names of things a home may have and this one cannot act on. None holds the name of a device that it can.
 UNKNOWN = {
@@ -49,7 +60,7 @@ UNKNOWN = {
     "prompts": _words("""freezer, juicer, mixer, laptop, tablet, scanner, shredder, sewing machine, drill, table saw
         leaf blower, chainsaw, truck, boat, fountain, fog machine, 3d printer, telescope, pressure washer, generator
         water softener, garbage disposal, trash compactor, electric toothbrush, shaver, curling iron, bathtub, toilet
-        sink, grill, smoker, deep fryer, popcorn machine, espresso machine, water cooler, metronome, piano, bicycle
+        sink, grill, smoker, deep fryer, popcorn machine, espresso machine, water cooler, metronome, harp, bicycle
         drum machine, keyboard, robot dog, drone, train set, drawer, safe, mailbox, umbrella, suitcase, aquarium pump
         bread maker, waffle iron, food processor, massage chair, exercise bike, electric blanket, pool pump, scooter
         slow cooker, ice maker, motorcycle, typewriter, crib, baby monitor, weather station, smoke detector, scale
