@@ -1,0 +1,180 @@
+"""ONNX folders of a tiny random Llama: equal to torch, whole, deterministic, self-contained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from edgedistill.core.errors import MissingError, StageError
+from edgedistill.export import onnx_graph
+from edgedistill.export.onnx import export_onnx
+from edgedistill.export.onnx_check import check_onnx
+from edgedistill.export.onnx_graph import telling_line
+from edgedistill.export.onnx_quantize import quantize_graph
+from edgedistill.quant.blocks import decode_blocks, encode_blocks
+
+IDS = [1, 30, 45, 200, 7, 99, 310, 64, 2, 17]
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The three precisions, the quantized ones made from the float graph."""
+    root = tmp_path_factory.mktemp("onnx")
+    made = {name: root / f"onnx-{name}" for name in ("fp32", "int8", "int4")}
+    export_onnx(model=tiny_llama, out=made["fp32"], precision="fp32", threads=1)
+    for name in ("int8", "int4"):
+        export_onnx(model=tiny_llama, out=made[name], precision=name, threads=1, graph=made["fp32"])
+    return made
+
+
+def onnx_logits(file: Path, ids: list[int]) -> np.ndarray:
+    """`[tokens, vocab]` from an empty cache, through onnxruntime alone."""
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), dtype=np.int64)}
+    for slot in session.get_inputs():
+        if slot.name.startswith("past_key_values"):
+            feeds[slot.name] = np.zeros((1, slot.shape[1], 0, 16), dtype=np.float32)
+    return session.run(["logits"], feeds)[0][0]
+
+
+def torch_logits(folder: Path, *, bits: int | None = None, head_bits: int = 8) -> np.ndarray:
+    """`[tokens, vocab]` of the model, its matrices rounded to the grid where `bits` is given."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if bits is not None:
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2:
+                wide = "embed_tokens" in name
+                blocks = encode_blocks(weight.detach().numpy(), bits=head_bits if wide else bits)
+                weight.data = torch.from_numpy(decode_blocks(blocks))
+    with torch.no_grad():
+        return model(torch.tensor([IDS])).logits[0].numpy()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def test_fp32_gives_torchs_logits(folders: dict[str, Path], tiny_llama: Path) -> None:
+    assert np.abs(onnx_logits(folders["fp32"] / "model.onnx", IDS) - torch_logits(tiny_llama)).max() < 1e-3
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_kernels_read_the_codes_as_the_grid_means_them(
+    folders: dict[str, Path], tiny_llama: Path, tmp_path: Path, bits: int
+) -> None:
+    quantize_graph(
+        source=folders["fp32"] / "model.onnx", out=tmp_path / "model.onnx", bits=bits, head_bits=8, accuracy_level=1
+    )
+    assert np.abs(onnx_logits(tmp_path / "model.onnx", IDS) - torch_logits(tiny_llama, bits=bits)).max() < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_int8_activations_cost_little(folders: dict[str, Path], tiny_llama: Path, precision: str) -> None:
+    ours = onnx_logits(folders[precision] / "model.onnx", IDS)
+    grid = torch_logits(tiny_llama, bits=int(precision[3:]))
+    assert np.abs(ours - grid).mean() < 0.03 * np.abs(grid).mean()
+
+
+def test_embedding_and_head_share_their_bytes(folders: dict[str, Path]) -> None:
+    facts = check_onnx(folders["int8"])
+    assert facts.fallback_tensors == 0
+    assert facts.parameters == check_onnx(folders["fp32"]).parameters
+    assert 9.0 <= facts.bits_per_weight < 9.2
+    assert check_onnx(folders["fp32"]).bits_per_weight == 32
+
+
+def test_a_folder_is_complete_and_loads_elsewhere_in_a_fresh_process(
+    folders: dict[str, Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(folders["fp32"], moved)
+    names = {p.name for p in moved.iterdir()}
+    assert names == {
+        "model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja",
+    }  # fmt: skip
+    assert json.loads((moved / "tokenizer_config.json").read_text())["chat_template"].startswith("{% for m in")
+    assert (moved / "tokenizer.json").read_bytes() == (tiny_llama / "tokenizer.json").read_bytes()
+    script = (
+        "import sys, json, onnxruntime_genai as og\n"
+        "model = og.Model(sys.argv[1]); params = og.GeneratorParams(model); params.set_search_options(max_length=20)\n"
+        "g = og.Generator(model, params); g.append_tokens(json.loads(sys.argv[2]))\n"
+        "while not g.is_done(): g.generate_next_token()\n"
+        "print(json.dumps([int(t) for t in g.get_sequence(0)]))\n"
+    )
+    prompt = [1, 30, 45, 200]
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(moved), json.dumps(prompt)], capture_output=True, text=True, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    wanted = model.generate(torch.tensor([prompt]), max_length=20, do_sample=False)[0].tolist()
+    found = json.loads(done.stdout)
+    assert found == wanted[: len(found)] and len(found) >= len(wanted) - 1
+
+
+def test_the_same_model_gives_the_same_bytes(folders: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
+    export_onnx(model=tiny_llama, out=tmp_path / "a" / "other", precision="int4", threads=2)
+    assert digests(tmp_path / "a" / "other") == digests(folders["int4"])
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["other"]
+    for path in folders["fp32"].iterdir():
+        assert str(tiny_llama.parent).encode() not in path.read_bytes()
+
+
+def test_an_old_folder_is_replaced_whole(folders: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "onnx-int8"
+    out.mkdir()
+    (out / "model.onnx.data.old").write_bytes(b"stale")
+    export_onnx(model=tiny_llama, out=out, precision="int8", threads=1, graph=folders["fp32"])
+    assert digests(out) == digests(folders["int8"])
+
+
+def test_a_model_the_builder_refuses_fails_in_one_sentence(tiny_llama: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_llama, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StageError, match=r"the ONNX model builder ended with status 1 on .*: NotImplementedError"):
+        export_onnx(model=model, out=tmp_path / "out" / "onnx-fp32", precision="fp32", threads=1)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_builder_that_is_not_installed_is_missing(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graph, "_BUILDER", "onnxruntime_genai_absent.builder")
+    with pytest.raises(MissingError, match="needs a package that is absent"):
+        export_onnx(model=tiny_llama, out=tmp_path / "onnx-fp32", precision="fp32", threads=1)
+
+
+def test_weights_that_are_not_numbers_fail_the_stage(
+    folders: dict[str, Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    graph = tmp_path / "graph"
+    shutil.copytree(folders["fp32"], graph)
+    data = bytearray((graph / "model.onnx.data").read_bytes())
+    data[-400:-396] = np.float32("nan").tobytes()
+    (graph / "model.onnx.data").write_bytes(data)
+    with pytest.raises(StageError, match=r"the int4 ONNX weights could not be made from .* expected finite weights"):
+        export_onnx(model=tiny_llama, out=tmp_path / "out", precision="int4", threads=1, graph=graph)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_telling_line_names_the_error() -> None:
+    assert (
+        telling_line("Reading layer 1\nTraceback:\n  x = 1\nValueError: bad width\nhint: none\n")
+        == "ValueError: bad width"
+    )
+    assert telling_line("killed\n") == "killed"
+    assert telling_line("") == "it printed nothing"
