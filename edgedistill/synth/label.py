@@ -6,11 +6,11 @@ file says that the shard is done. `rejected.jsonl` grows by whole shards, just b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,23 +18,10 @@ from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import digest_of, read_jsonl, write_jsonl
 from edgedistill.core.records import Prompt, Rejected, TeacherRecord
+from edgedistill.runtimes.base import Generation
 from edgedistill.runtimes.logit_cache import CacheIdentity, LogitRow, make_row, open_cache, row_key, write_cache
 
-
-class Answer(Protocol):
-    """`ids` `[tokens]` with the end token if `finish` is "stop"; the likeliest tokens at each, `[tokens, k]`."""
-
-    @property
-    def ids(self) -> Sequence[int]: ...
-    @property
-    def finish(self) -> str: ...
-    @property
-    def top_ids(self) -> Any: ...
-    @property
-    def top_logprobs(self) -> Any: ...
-
-
-Ask = Callable[[list[list[int]]], Sequence[Answer]]
+Ask = Callable[[list[list[int]]], Sequence[Generation]]
 Judge = Callable[[str, str, str | None], tuple[str, str] | None]
 
 
@@ -67,7 +54,7 @@ def label(
     decode: Callable[[list[int]], str],
     judge: Judge,
     identity: CacheIdentity,
-    end_ids: Sequence[int],
+    end_ids: Collection[int],
     top_k: int,
     batch_size: int,
     shard_size: int,
@@ -92,7 +79,7 @@ def label(
     rejected, begin = _resume(shards, folder=folder, identity=identity)
     tokens = 0
     for number, shard in enumerate(shards[begin:], start=begin):
-        answers: dict[str, Answer] = {}
+        answers: dict[str, Generation] = {}
         for batch in _by_length([r for r in shard if first_of[r.id] == r.prompt.id], batch_size):
             for request, answer in zip(batch, _checked(ask, batch, end_ids=end_ids, top_k=top_k), strict=True):
                 answers[request.id] = answer
@@ -132,7 +119,7 @@ def _by_length(requests: Sequence[Request], size: int) -> Iterator[list[Request]
         yield batch
 
 
-def _checked(ask: Ask, batch: list[Request], *, end_ids: Sequence[int], top_k: int) -> Sequence[Answer]:
+def _checked(ask: Ask, batch: list[Request], *, end_ids: Collection[int], top_k: int) -> Sequence[Generation]:
     answers = ask([request.prompt_ids for request in batch])
     if len(answers) != len(batch):
         raise StageError(f"expected {len(batch)} answers from the teacher, found {len(answers)}")
@@ -164,7 +151,7 @@ def _record(request: Request, text: str, answer_ids: Sequence[int], *, identity:
     )
 
 
-def _row(request: Request, answer: Answer) -> LogitRow:
+def _row(request: Request, answer: Generation) -> LogitRow:
     try:
         return make_row(answer.top_ids, answer.top_logprobs)
     except ValueError as e:

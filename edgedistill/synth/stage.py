@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
-from edgedistill.core.files import read_jsonl, sha256_file, write_jsonl
+from edgedistill.core.files import read_jsonl, write_jsonl
 from edgedistill.core.host import usable_cores
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.records import Message, Prompt
 from edgedistill.core.runfolder import StageContext, read_manifest
 
-DATA_VERSION = 1
-SYNTH_VERSION = 1
 SPLITS = ("heldout", "valid", "gold", "prompts")  # what stands in an earlier one is left out of the later ones
-
-
-def data_parameters(recipe: Recipe) -> dict[str, Any]:
-    """What the data stage depends on, except for the files' content."""
-    task = recipe.task.model_dump(mode="json", include={"answer", "answer_schema", "system"})
-    return {"seed": recipe.seed, "data": recipe.data.model_dump(mode="json"), "task": task}
-
-
-def data_inputs(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of every prompt file that the recipe names.
-
-    Raises:
-        InputError: one is absent.
-    """
-    digests = {}
-    for split in SPLITS:
-        source = getattr(recipe.data, split)
-        if isinstance(source, str):
-            if not Path(source).is_file():
-                raise InputError(f"expected data.{split} at {source}, found no such file")
-            digests[f"data.{split}"] = sha256_file(Path(source))
-    return digests
-
-
-def synth_parameters(recipe: Recipe) -> dict[str, Any]:
-    """What the synth stage depends on besides the output of data and teacher."""
-    return {
-        "task": recipe.task.model_dump(mode="json"),
-        "teacher": {"model": recipe.teacher.model, "engine": recipe.teacher.engine},
-        "synth": recipe.synth.model_dump(mode="json"),
-    }
 
 
 def run_data(context: StageContext) -> None:
@@ -80,8 +47,8 @@ def run_synth(context: StageContext) -> None:
         StageError: the adapted teacher is absent, or no answer of the teacher is kept.
     """
     from edgedistill.runtimes import chat
+    from edgedistill.runtimes.base import open_session
     from edgedistill.runtimes.logit_cache import CacheIdentity
-    from edgedistill.runtimes.session import open_session
     from edgedistill.synth.label import Request, label, request_id
     from edgedistill.synth.validate import check_answer, schema_check
 
@@ -91,7 +58,7 @@ def run_synth(context: StageContext) -> None:
     folder, weights, teacher = _teacher(context)
     tokenizer = chat.load_tokenizer(folder)
     template = chat.template_of(tokenizer, task.chat_template)
-    ends = chat.end_ids(folder)
+    ends = frozenset(chat.end_ids(folder))
     identity = CacheIdentity(
         tokenizer=chat.tokenizer_hash(folder), template=chat.template_hash(template), teacher=teacher
     )
@@ -106,12 +73,13 @@ def run_synth(context: StageContext) -> None:
     def progress(done: int, total: int, tokens: int) -> None:
         context.report.progress(done, total, "prompts", tok_s=round(tokens / max(1e-9, time.monotonic() - began)))
 
-    with open_session(
+    session = open_session(
         recipe.teacher.engine,
         weights,
         threads=recipe.threads or usable_cores(),
         context=max(len(r.prompt_ids) for r in requests) + task.max_new_tokens,
-    ) as session:
+    )
+    with contextlib.closing(session):
         counts = label(
             requests,
             folder=context.folder,

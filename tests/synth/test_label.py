@@ -6,14 +6,15 @@ import os
 import random
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import clear_temporaries, read_jsonl, write_jsonl
 from edgedistill.core.records import Message
+from edgedistill.runtimes.base import Generation
 from edgedistill.runtimes.logit_cache import CacheIdentity, open_cache
 from edgedistill.synth import label as labelling
 from edgedistill.synth.label import Counts, Request, label, read_records
@@ -23,15 +24,7 @@ IDENTITY = CacheIdentity(tokenizer="t", template="c", teacher="x")
 END = 2
 
 
-@dataclass
-class Said:
-    ids: list[int]
-    finish: str
-    top_ids: list[list[int]]
-    top_logprobs: list[list[float]]
-
-
-def teacher(batch: list[list[int]]) -> list[Said]:
+def teacher(batch: list[list[int]]) -> list[Generation]:
     """A pure function of each prompt: one in seven never ends, one in five is empty."""
     answers = []
     for prompt in batch:
@@ -39,8 +32,9 @@ def teacher(batch: list[list[int]]) -> list[Said]:
         ids = [source.randrange(3, 90) for _ in range(0 if sum(prompt) % 5 == 0 else 4)]
         finish = "length" if ids and sum(prompt) % 7 == 0 else "stop"
         ids += [END] if finish == "stop" else []
-        tops = [[i, i + 1] for i in ids]
-        answers.append(Said(ids, finish, tops, [[-0.1 * source.random(), -3.0] for _ in ids]))
+        top_ids = np.array([[i, i + 1] for i in ids])
+        top_logprobs = np.array([[-0.1 * source.random(), -3.0] for _ in ids], np.float32)
+        answers.append(Generation(ids, finish, top_ids, top_logprobs))
     return answers
 
 
@@ -95,7 +89,7 @@ def test_every_prompt_is_kept_or_rejected_with_its_reason(tmp_path: Path) -> Non
         said = teacher([list(by_id[record.prompt_id].prompt_ids)])[0]
         assert list(record.answer_ids) == said.ids
         row = cache.row(prompt_ids=record.prompt_ids, answer_ids=record.answer_ids, record=record.id)
-        assert row.ids.tolist() == said.top_ids
+        assert row.ids.tolist() == said.top_ids.tolist()
         assert record.answer == " ".join(map(str, said.ids[:-1]))
 
 
@@ -183,15 +177,15 @@ def test_other_requests_than_before_are_not_mixed(tmp_path: Path) -> None:
 def test_a_teacher_that_breaks_its_promise_fails_the_stage(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="expected 3 answers from the teacher, found 2"):
         run(tmp_path, requests(), ask=lambda batch: teacher(batch)[:2])
-    short = Said([5, END], "stop", [[5, 6]], [[-0.1, -3.0]])
+    short = Generation([5, END], "stop", [[5, 6]], [[-0.1, -3.0]])
     with pytest.raises(StageError, match="expected 2 log-probs for each of the 2 tokens"):
         run(tmp_path, requests(), ask=lambda batch: [short] * len(batch))
-    unended = Said([5], "stop", [[5, 6]], [[-0.1, -3.0]])
+    unended = Generation([5], "stop", [[5, 6]], [[-0.1, -3.0]])
     with pytest.raises(StageError, match="an end token where it stopped"):
         run(tmp_path, requests(), ask=lambda batch: [unended] * len(batch))
-    wild = Said([5, END], "stop", [[5, 6]] * 2, [[float("nan"), -3.0]] * 2)
+    wild = Generation([5, END], "stop", [[5, 6]] * 2, [[float("nan"), -3.0]] * 2)
     with pytest.raises(StageError, match="are no distributions: expected natural log-probs"):
         run(tmp_path, requests(), ask=lambda batch: [wild] * len(batch))
-    silent = Said([END], "stop", [[2, 6]], [[-0.1, -3.0]])
+    silent = Generation([END], "stop", [[2, 6]], [[-0.1, -3.0]])
     with pytest.raises(StageError, match=r"all 40 answers of the teacher were rejected .*empty"):
         run(tmp_path, requests(), ask=lambda batch: [silent] * len(batch))
