@@ -12,7 +12,7 @@ from edgedistill.core.budget import Budget, Check, Outcome, Verdict
 from edgedistill.core.metric import METRICS
 from edgedistill.core.stats import Interval
 from edgedistill.gate.estimate import EVIDENCE, Estimate, RunData, UnmeasuredError, estimate, estimate_ratio
-from edgedistill.gate.words import one_line, possessive, quantity, times
+from edgedistill.gate.words import number, one_line, possessive, quantity, span, times
 
 LimitKind = Literal["max", "min", "max_ratio", "min_ratio"]
 NO_ARTIFACT = "none"
@@ -125,12 +125,14 @@ def _judged(budget: Budget, interval: Interval, *, kind: LimitKind, limit: float
     """`response_ms is 0.04× the teacher's (0.036–0.045), within the limit of 0.15×`."""
     unit = METRICS[budget.metric].unit
 
-    def shown(value: float) -> str:
-        return times(value) if kind.endswith("ratio") else quantity(value, unit)
+    ratio = kind.endswith("ratio")
 
-    whose = f" {possessive(budget.against)}" if kind.endswith("ratio") else ""
-    low, high = shown(interval.low), shown(interval.high)
-    spread = "" if interval.low == interval.high else f" ({low}–{high})"
+    def shown(value: float) -> str:
+        return times(value) if ratio else quantity(value, unit)
+
+    whose = f" {possessive(budget.against)}" if ratio else ""
+    ends = f"{number(interval.low)}–{number(interval.high)}" if ratio else span(interval.low, interval.high, unit)
+    spread = "" if interval.low == interval.high else f" ({ends})"
     ending = {
         ("pass", True): "within the limit of {}",
         ("fail", True): "over the limit of {}",

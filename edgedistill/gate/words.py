@@ -31,6 +31,13 @@ def quantity(value: float, unit: str) -> str:
     return f"{number(value)} {unit}"
 
 
+def span(low: float, high: float, unit: str) -> str:
+    """Two values with their unit, said once where it is the same: 157–185 ms, 0.9–1.1 MB."""
+    first, second = quantity(low, unit), quantity(high, unit)
+    value, _, its_unit = first.partition(" ")
+    return f"{value}–{second}" if its_unit == second.partition(" ")[2] else f"{first}–{second}"
+
+
 def times(value: float) -> str:
     """A ratio: 0.0412×."""
     return f"{number(value)}×"
