@@ -12,6 +12,7 @@ from edgedistill.core.metric import METRICS, Metric
 from edgedistill.core.stats import Interval, percentile, percentile_supported
 from edgedistill.gate.estimate import (
     EVIDENCE,
+    ROLES,
     WORKLOADS,
     Estimate,
     RunData,
@@ -23,7 +24,6 @@ from edgedistill.gate.estimate import (
 from edgedistill.gate.words import one_line
 
 TEACHER = "teacher"
-ROLES = ("teacher", "quantized teacher", "untrained", "control", "student", "artifact")
 BENCH = tuple(metric for metric in Metric if METRICS[metric].source == "bench")
 EVAL = (Metric.EXACT_MATCH_RATIO, Metric.BITS_PER_BYTE, Metric.KLD_NATS, Metric.TOP1_RATIO)
 TPOT_PERCENTILES = (50, 95)

@@ -26,7 +26,11 @@ from edgedistill.core.stats import (
     wilson_interval,
 )
 
+Role = Literal["teacher", "quantized teacher", "untrained", "control", "student", "artifact"]
+Blocks = tuple[tuple[float, ...], ...]
+
 MIN_BLOCKS = 3
+ROLES: tuple[Role, ...] = get_args(Role)
 WORKLOADS: tuple[Workload, ...] = get_args(Workload)
 EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)  # worst to best
 STATISTICS = {"median": statistics.median, "mean": statistics.fmean}
@@ -34,9 +38,6 @@ STATISTICS = {"median": statistics.median, "mean": statistics.fmean}
 
 class UnmeasuredError(ValueError):
     """The reason, as the end of a sentence, why a figure cannot be told from a run's rows."""
-
-
-Role = Literal["teacher", "quantized teacher", "untrained", "control", "student", "artifact"]
 
 
 @dataclass(frozen=True)
@@ -202,9 +203,6 @@ def _hosts(rows: Sequence[Measurement]) -> list[str]:
 
 def _weakest(rows: Sequence[Measurement]) -> Evidence:
     return min((row.evidence for row in rows), key=EVIDENCE.index)
-
-
-Blocks = tuple[tuple[float, ...], ...]
 
 
 def _samples(rows: Sequence[Measurement], metric: Metric) -> Blocks:

@@ -130,7 +130,7 @@ TRUTH: list[tuple[str, Change, dict[str, Any], str, str]] = [
     ("retention kept", same, quality_budget(min_ratio=0.9), "pass", "at least the 0.9× asked for"),
     ("retention lost", answering("gguf-q4_0", 60), quality_budget(min_ratio=0.9), "fail", "under the 0.9× asked for"),
     ("retention on few items", answering("gguf-q4_0", 95), quality_budget(min_ratio=0.95), "inconclusive", "or items"),
-    ("accuracy kept", same, quality_budget(min="85 %"), "pass", "is 97 % (91.5 %–99 %), at least the 85 % asked for"),
+    ("accuracy kept", same, quality_budget(min="85 %"), "pass", "is 97 % (91.5–99 %), at least the 85 % asked for"),
     ("accuracy near", same, quality_budget(min="95 %"), "inconclusive", "too close to the 95 % asked for"),
     ("divergence kept", same, {"metric": "kld_nats", "max": 0.05}, "pass", "is 0.02 nats, within"),
     ("agreement broken", same, {"metric": "top1_ratio", "min": 0.99}, "fail", "is 97 %, under the 99 % asked for"),
