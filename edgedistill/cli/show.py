@@ -46,7 +46,9 @@ def steps_json(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def steps_table(steps: Sequence[Step]) -> str:
-    rows = [(s.stage, s.state, duration(s.seconds) if s.seconds is not None else "", _cut(s.why)) for s in steps]
+    rows = [
+        (s.stage, s.state, duration(s.seconds) if s.seconds is not None else "", _why(s.state, s.why)) for s in steps
+    ]
     return table(("stage", "state", "took", "why"), rows)
 
 
@@ -58,13 +60,13 @@ def step_line(step: Step, *, figures: dict[str, Any]) -> str:
     said = f" ({', '.join(shown)})" if shown else ""
     if step.state == "ran":
         return f"{step.stage}: done in {duration(step.seconds or 0)}{said}"
-    return f"{step.stage}: {step.state}" + (said if step.state == "done" else f", {_cut(step.why)}")
+    return f"{step.stage}: {step.state}" + (said if step.state == "done" else f", {_why(step.state, step.why)}")
 
 
 def status_table(state: dict[str, Any]) -> str:
     """A run's stages and its verdict, from `follow.state_of`."""
     rows = [
-        (s["stage"], s["state"], duration(s["seconds"]) if s["seconds"] is not None else "", _cut(s["why"]))
+        (s["stage"], s["state"], duration(s["seconds"]) if s["seconds"] is not None else "", _why(s["state"], s["why"]))
         for s in state["stages"]
     ]
     return (
@@ -152,8 +154,9 @@ def _beside(text: str, change: float | None, unit: str) -> str:
     return f"{text} ({sign}{change:.1f}{'' if unit == '×' else ' '}{unit})"
 
 
-def _cut(text: str, width: int = 120) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+def _why(state: str, text: str, width: int = 120) -> str:
+    """What changed can be a whole template; what failed is one sentence, and stays whole."""
+    return text if state == "partial" or len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _is_plain(value: object) -> bool:
