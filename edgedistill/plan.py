@@ -99,7 +99,7 @@ def _export(recipe: Recipe) -> dict[str, Any]:
 def _eval(recipe: Recipe) -> dict[str, Any]:
     text = recipe.eval.text
     evaluation = recipe.eval.model_dump(mode="json") | {"text": _file_hash(text) if text else None}
-    return {"eval": evaluation, "task": _task(recipe, "answer", "answer_schema", "chat_template", "max_new_tokens")}
+    return {"eval": evaluation, "task": _task(recipe, "answer", "chat_template", "max_new_tokens")}
 
 
 def _bench(recipe: Recipe) -> dict[str, Any]:
@@ -118,6 +118,7 @@ def _gate(recipe: Recipe) -> dict[str, Any]:
         "budget": budgets,
         "gate": recipe.gate.model_dump(mode="json"),
         "release": list(recipe.export.release),
+        "targets": list(recipe.bench.targets),
         "name": recipe.name,
     }
 
@@ -142,7 +143,13 @@ STAGES: dict[str, Stage] = {
         Stage("export", 1, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train")),
         Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
         Stage("bench", 1, "edgedistill.bench.stage:run", _bench, ("data/prompts.jsonl", "teacher", "export")),
-        Stage("gate", 1, "edgedistill.gate.stage:run", _gate, ("synth", "train", "export", "eval", "bench")),
+        Stage(
+            "gate",
+            1,
+            "edgedistill.gate.stage:run",
+            _gate,
+            ("data", "teacher", "synth", "train", "export", "eval", "bench"),
+        ),
     )
 }
 

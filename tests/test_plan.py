@@ -17,7 +17,7 @@ import pytest
 from edgedistill import plan
 from edgedistill.core.errors import InputError, MissingError, StageError
 from edgedistill.core.recipe import Recipe, load_recipe, shipped_recipes
-from edgedistill.core.runfolder import SilentReporter
+from edgedistill.core.runfolder import FOLDERS, SilentReporter, stage_state
 from edgedistill.core.target import all_targets
 
 
@@ -63,9 +63,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> plan.Run:
 
 
 def changed(run: plan.Run, recipe: Recipe) -> dict[str, str]:
-    """Stages that `recipe` makes stale by itself, not by waiting for another: name → why."""
-    steps = plan.plan(replace(run, recipe=recipe))
-    return {s.stage: s.why for s in steps if s.state != "done" and not s.why.startswith("waits")}
+    """Stages that `recipe` makes stale by itself, whatever comes before them: name → why."""
+    found = {}
+    for stage in plan.STAGES:
+        folder = run.folder / FOLDERS[stage]
+        state = stage_state(folder=folder, stage=stage, **plan.stage_arguments(replace(run, recipe=recipe), stage))
+        if state.state != "done":
+            found[stage] = state.why
+    return found
 
 
 @pytest.mark.parametrize(
@@ -77,6 +82,8 @@ def changed(run: plan.Run, recipe: Recipe) -> dict[str, str]:
         ("eval.kld_items=4", {"eval"}),
         ("bench.blocks=2", {"bench"}),
         ("threads=1", {"bench"}),
+        ("task.answer_schema={}", {"data", "synth"}),
+        ("task.max_new_tokens=9", {"teacher", "synth", "eval", "bench"}),
         ("export.parity_texts=4", {"export"}),
         ("train.lr=1e-4", {"train"}),
         ("train.checkpoint_every_s=5", set()),
@@ -84,7 +91,7 @@ def changed(run: plan.Run, recipe: Recipe) -> dict[str, str]:
         ("synth.top_k=4", {"synth"}),
         ("teacher.adapt.rank=4", {"teacher"}),
         ("data.heldout=10", {"data"}),
-        ("seed=1", {"data"}),
+        ("seed=1", {"data", "teacher", "train"}),
     ],
 )
 def test_an_override_makes_exactly_the_stages_stale_that_depend_on_it(
@@ -111,7 +118,7 @@ def test_another_host_or_target_makes_bench_stale(
     text = all_targets()["local-cpu"].read_text(encoding="utf-8")
     (tmp_path / "targets").mkdir()
     (tmp_path / "targets" / "local-cpu.toml").write_text(
-        text + '\n[figures.cores]\nvalue = 9\nprovenance = "derived"\n'
+        text + '\n[figures.extra]\nvalue = 9\nprovenance = "derived"\n'
     )
     monkeypatch.chdir(tmp_path)
     assert set(changed(finished, quickstart())) == {"bench"}
