@@ -1,0 +1,60 @@
+"""One arm of a comparison: the untrained student trained on the records, whole or with LoRA, as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgedistill.core.files import atomic_folder
+from edgedistill.core.runfolder import Reporter
+from edgedistill.train.data import Example
+from edgedistill.train.folders import TEMPLATE_FILE, copy_tokenizer, load_model, save_model
+from edgedistill.train.loop import TrainResult, train_model
+from edgedistill.train.lora import add_lora, factors, merge_lora
+
+
+def train_arm(
+    *,
+    untrained: Path,
+    folder: Path,
+    arm: str,
+    train: Sequence[Example],
+    valid: Sequence[Example],
+    kd_weight: float,
+    lora: Mapping[str, int] | None,
+    bf16: bool,
+    seed: int,
+    report: Reporter,
+    **settings: Any,
+) -> TrainResult:
+    """Train the model in `untrained` and write it to `folder/arm`; checkpoints and metrics lie in `folder`.
+
+    `lora` has `rank` and `alpha`; `settings` are those of `train_model`.
+
+    Raises:
+        InputError: a checkpoint is damaged.
+        StageError: nothing to train on, or a loss is not finite.
+    """
+    model = load_model(untrained, bf16=bf16 and lora is not None)
+    if lora is not None:
+        model = add_lora(model, **lora, seed=seed)
+    result = train_model(
+        model,
+        train=train,
+        valid=valid,
+        arm=arm,
+        checkpoints=folder / "checkpoints" / arm,
+        metrics=folder / "metrics.jsonl",
+        kd_weight=kd_weight,
+        bf16=bf16,
+        seed=seed,
+        report=report,
+        **settings,
+    )
+    if lora is not None:
+        model = merge_lora(load_model(untrained), factors(model), **lora)
+    with atomic_folder(folder / arm) as temporary:
+        save_model(model, temporary)
+        copy_tokenizer(untrained, temporary, template=(untrained / TEMPLATE_FILE).read_text(encoding="utf-8"))
+    return result

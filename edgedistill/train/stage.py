@@ -1,0 +1,211 @@
+"""The stages `teacher` (resolved, perhaps adapted, into 05-teacher) and `train` (the student's arms, into 20-train)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgedistill.core.config import validate
+from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.files import read_jsonl
+from edgedistill.core.host import usable_cores
+from edgedistill.core.records import Prompt, TeacherRecord
+from edgedistill.core.runfolder import StageContext
+
+
+def run_teacher(context: StageContext) -> None:
+    """Write the teacher's Hugging Face folder: as it is, or adapted to gold and then held against `valid`.
+
+    Raises:
+        InputError: the model, its template or the gold data is not what is expected.
+        MissingError: the model has to be downloaded and cannot be.
+        StageError: the adapted teacher is not good enough at the task.
+    """
+    from edgedistill.runtimes import chat
+    from edgedistill.runtimes.sources import resolve_model
+    from edgedistill.train import adapt
+
+    recipe = context.recipe
+    threads = _use_threads(context)
+    source = resolve_model(recipe.teacher.model)
+    template = chat.template_of(chat.load_tokenizer(source.folder), recipe.task.chat_template)
+    done = (context.folder / "config.json").is_file()
+    context.figures["source"] = {"ref": source.ref, "revision": source.revision}
+    if recipe.teacher.adapt is None:
+        if not done:
+            adapt.take_teacher(source=source.folder, folder=context.folder, template=template)
+        return
+    settings = recipe.teacher.adapt.model_dump(exclude={"min_exact_match"})
+    if not done:
+        adapt.adapt_teacher(
+            source=source.folder,
+            folder=context.folder,
+            gold=_prompts(context, "gold"),
+            template=template,
+            seed=recipe.seed,
+            bf16=recipe.train.dtype == "bf16",
+            report=context.report,
+            checkpoint_every_s=recipe.train.checkpoint_every_s,
+            **settings,
+        )
+    valid = _prompts(context, "valid")
+    wrong = adapt.wrong_answers(
+        folder=context.folder,
+        prompts=valid,
+        template=template,
+        as_json=recipe.task.answer == "json",
+        answer=lambda asked: _greedy(context, asked, threads=threads),
+    )
+    ratio = adapt.require_exact_match(wrong, total=len(valid), minimum=recipe.teacher.adapt.min_exact_match)
+    context.figures.update(valid_exact_match_ratio=ratio, valid_items=len(valid))
+    context.figures.update(_arm_figures(context.folder / "metrics.jsonl", "teacher"))
+    context.report.note(f"the adapted teacher answers {len(valid) - len(wrong)} of {len(valid)} of data.valid exactly")
+
+
+def run(context: StageContext) -> None:
+    """Write `untrained/`, then train it into `student/` and, if the recipe asks, `control/`; finished arms are kept.
+
+    Raises:
+        InputError: the student does not fit the teacher, or the teacher's distributions are absent or damaged.
+        StageError: nothing to train on, the vocabulary is too small for the task, or a loss is not finite.
+    """
+    from edgedistill.runtimes import chat
+    from edgedistill.train import arms, data, folders, student
+
+    recipe = context.recipe
+    _use_threads(context)
+    teacher, untrained = context.folder_of("teacher"), context.folder / "untrained"
+    template = chat.template_of(chat.load_tokenizer(teacher), recipe.task.chat_template)
+    records = _records(context)
+    if not (untrained / "config.json").is_file():
+        _make_student(context, records=records, teacher=teacher, untrained=untrained, template=template)
+    shape = folders.read_shape(untrained)
+    id_map = student.shared_ids(teacher=teacher, student=untrained, rows=folders.read_shape(teacher)["vocab_size"])
+    if recipe.student.cut is not None:
+        student.check_tokens(records, teacher=teacher, student=untrained, id_map=id_map, template=template)
+    examples = data.record_examples(records, id_map=id_map, cache=_cache(context, records, template=template))
+    examples, left_out = data.fitting(examples, longest=shape["max_position_embeddings"])
+    if left_out:
+        context.report.note(f"left out {len(left_out)} records longer than the student's context: {left_out[0]}, …")
+    train, valid = data.split_examples(examples, share=recipe.train.valid_share, seed=recipe.seed)
+    context.figures.update(records=len(records), trained_on=len(train), validated_on=len(valid), shape=shape)
+    wanted = [("student", recipe.train.kd_weight)]
+    if recipe.train.control is not None:
+        wanted.append(("control", 0.0))
+    settings = recipe.train.model_dump(exclude={"kd_weight", "valid_share", "dtype", "lora", "control"})
+    for arm, kd_weight in wanted:
+        if not (context.folder / arm / "config.json").is_file():
+            arms.train_arm(
+                untrained=untrained,
+                folder=context.folder,
+                arm=arm,
+                train=train,
+                valid=valid,
+                kd_weight=kd_weight,
+                lora=recipe.train.lora.model_dump() if recipe.train.lora else None,
+                bf16=recipe.train.dtype == "bf16",
+                seed=recipe.seed,
+                report=context.report,
+                **settings,
+            )
+        context.figures[arm] = _arm_figures(context.folder / "metrics.jsonl", arm) | {"kd_weight": kd_weight}
+        context.report.note(f"{arm}: {context.figures[arm]}")
+    shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+
+
+def _make_student(
+    context: StageContext, *, records: Sequence[TeacherRecord], teacher: Path, untrained: Path, template: str
+) -> None:
+    from edgedistill.runtimes.sources import resolve_model
+    from edgedistill.train import folders, student
+
+    recipe = context.recipe.student
+    if recipe.cut is not None:
+        student.cut_student(
+            teacher=teacher,
+            folder=untrained,
+            records=records,
+            template=template,
+            report=context.report,
+            **recipe.cut.model_dump(),
+        )
+        return
+    source = resolve_model(str(recipe.model))
+    id_map = student.shared_ids(teacher=teacher, student=source.folder, rows=folders.read_shape(teacher)["vocab_size"])
+    student.check_tokens(records, teacher=teacher, student=source.folder, id_map=id_map, template=template)
+    student.adopt_student(model=source.folder, teacher=teacher, folder=untrained, template=template)
+
+
+def _greedy(context: StageContext, asked: list[list[int]], *, threads: int) -> list[list[int]]:
+    from edgedistill.runtimes.base import open_session
+    from edgedistill.runtimes.chat import end_ids
+
+    limit = context.recipe.task.max_new_tokens
+    longest = max((len(ids) for ids in asked), default=1)
+    dtype = "bfloat16" if context.recipe.train.dtype == "bf16" else "float32"
+    session = open_session("hf", context.folder, threads=threads, context=longest + limit, dtype=dtype)
+    try:
+        ends, size, answers = frozenset(end_ids(context.folder)), context.recipe.synth.batch_size, []
+        for begin in range(0, len(asked), size):
+            batch = asked[begin : begin + size]
+            answers += [g.ids for g in session.generate(batch, max_new_tokens=limit, eos_ids=ends)]
+            context.report.progress(len(answers), len(asked), "validation prompts")
+        return answers
+    finally:
+        session.close()
+
+
+def _prompts(context: StageContext, split: str) -> list[Prompt]:
+    path = context.folder_of("data") / f"{split}.jsonl"
+    return [
+        validate(Prompt, row, source=f"{path} line {number}") for number, row in enumerate(read_jsonl(path), start=1)
+    ]
+
+
+def _records(context: StageContext) -> list[TeacherRecord]:
+    records = []
+    for path in sorted(context.folder_of("synth").glob("records-*.jsonl")):
+        rows = enumerate(read_jsonl(path), start=1)
+        records += [validate(TeacherRecord, row, source=f"{path} line {number}") for number, row in rows]
+    if not records:
+        raise StageError(f"expected the teacher's records in {context.folder_of('synth')}, found none; run synth first")
+    return records
+
+
+def _cache(context: StageContext, records: Sequence[TeacherRecord], *, template: str) -> Any | None:
+    """The teacher's distributions, held against the teacher, tokenizer and template in use; None if none were kept."""
+    from edgedistill.runtimes import chat
+    from edgedistill.runtimes.logit_cache import CacheIdentity, open_cache
+
+    if all(record.logits_key is None for record in records):
+        return None
+    if len(teachers := {record.teacher for record in records}) > 1:
+        raise InputError(f"expected records of one teacher, found {', '.join(sorted(teachers))}; run synth again")
+    identity = CacheIdentity(
+        tokenizer=chat.tokenizer_hash(context.folder_of("teacher")),
+        template=chat.template_hash(template),
+        teacher=records[0].teacher,
+    )
+    return open_cache(sorted(context.folder_of("synth").glob("logits-*.safetensors")), identity=identity)
+
+
+def _arm_figures(metrics: Path, arm: str) -> dict[str, Any]:
+    """Headline numbers of an arm out of its metrics; validation losses in nats per token, of the best evaluation."""
+    rows = [row for row in read_jsonl(metrics) if row["arm"] == arm]
+    last = [row for row in rows if "loss" in row][-1]
+    figures = {"steps": last["step"], "tokens": last["tokens"], "tok_s": last["tok_s"], "loss": last["loss"]}
+    evaluations = [row for row in rows if "valid_loss" in row]
+    if evaluations:
+        best = min(evaluations, key=lambda row: (row["valid_loss"], row["step"]))
+        figures |= {"best_step": best["step"], **{k: v for k, v in best.items() if k.startswith("valid_")}}
+    return figures
+
+
+def _use_threads(context: StageContext) -> int:
+    import torch
+
+    threads = context.recipe.threads or usable_cores()
+    torch.set_num_threads(threads)
+    return threads

@@ -1,0 +1,268 @@
+"""The stages `teacher` and `train` on a tiny teacher: what they leave, what they refuse, and how they go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_tiny_llama
+from tiny_training import fresh_accelerator, load
+
+from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from edgedistill.core.recipe import Recipe
+from edgedistill.core.records import Message, Prompt, TeacherRecord
+from edgedistill.core.runfolder import StageContext
+from edgedistill.runtimes.chat import encode, end_ids, load_tokenizer, render, template_hash, tokenizer_hash
+from edgedistill.runtimes.logit_cache import CacheIdentity, make_row, row_key, write_cache
+from edgedistill.train.folders import save_model
+from edgedistill.train.stage import run, run_teacher
+
+pytestmark = pytest.mark.usefixtures(fresh_accelerator.__name__)
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = ("light", "fan", "tv", "oven", "lock", "alarm")
+PROMPTS = [
+    Prompt(id=f"p{i}", messages=(Message(role="user", content=f"turn {on} the {word}"),), answer=f'{{"{word}":"{on}"}}')
+    for i, (word, on) in enumerate((word, on) for word in WORDS for on in ("on", "off"))
+]
+
+
+class Notes:
+    """Keeps what a stage says."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps: list[tuple[str, float]] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def progress(self, done: float, total: float, unit: str, **figures: object) -> None:
+        self.steps.append((str(figures.get("arm", unit)), done))
+
+
+def context(folder: Path, stage: str, model: Path, report: Any = None, **changes: Any) -> StageContext:
+    recipe = {
+        "name": "tiny",
+        "threads": 1,
+        "task": {"answer": "json", "max_new_tokens": 24},
+        "data": {"gold": "gold.jsonl", "valid": "valid.jsonl"},
+        "teacher": {"model": str(model)},
+        "student": {"cut": {"layers": (0, 2), "ffn": 96, "vocab": 352}},
+        "train": {"lr": 3e-3, "epochs": 2, "batch_size": 4, "valid_share": 0.2, "dtype": "fp32", "control": {}},
+        **changes,
+    }
+    found = StageContext(Recipe.model_validate(recipe), folder, stage, report or Notes(), {})
+    found.folder.mkdir(parents=True, exist_ok=True)
+    data = found.folder_of("data")
+    data.mkdir(exist_ok=True)
+    for split in ("gold", "valid"):
+        write_jsonl(data / f"{split}.jsonl", [p.model_dump(mode="json") for p in PROMPTS])
+    return found
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory) -> Path:
+    folder = save_tiny_llama(tmp_path_factory.mktemp("deep") / "llama", layers=3, seed=5)
+    model = load(folder)
+    with torch.no_grad():  # a fresh model's row of the padding token, here also the end, is zero: no LoRA can say it
+        model.get_input_embeddings().weight[2].normal_(std=0.2)
+    save_model(model, folder)
+    return folder
+
+
+def label(ctx: StageContext) -> None:
+    """What synth would leave: gold as the teacher's answers, with the teacher's own distributions."""
+    folder, synth = ctx.folder_of("teacher"), ctx.folder_of("synth")
+    synth.mkdir(exist_ok=True)
+    tokenizer, model = load_tokenizer(folder), load(folder)
+    identity = CacheIdentity(tokenizer_hash(folder), template_hash(tokenizer.chat_template), "teacher-1")
+    records, rows = [], {}
+    for p in PROMPTS:
+        ids = encode(tokenizer, render(tokenizer, p.messages, template=tokenizer.chat_template))
+        answer = [*encode(tokenizer, p.answer), end_ids(folder)[0]]
+        with torch.no_grad():
+            logits = model(torch.tensor([[*ids, *answer]])).logits[0, len(ids) - 1 : -1]
+        top = torch.log_softmax(logits.double(), -1).topk(4)
+        key = row_key(ids, answer, identity=identity)
+        rows[key] = make_row(top.indices.tolist(), top.values.tolist())
+        records.append(
+            TeacherRecord(
+                id=f"r-{p.id}", prompt_id=p.id, teacher="teacher-1", messages=p.messages, answer=p.answer,
+                prompt_ids=tuple(ids), answer_ids=tuple(answer), logits_key=key,
+            )
+        )  # fmt: skip
+    write_cache(synth / "logits-00000.safetensors", rows, identity=identity, k=4)
+    write_jsonl(synth / "records-00000.jsonl", [r.model_dump(mode="json") for r in records])
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): sha256_file(p)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "metrics.jsonl"
+    }
+
+
+def trained(folder: Path, deep: Path, **changes: Any) -> StageContext:
+    """A run folder whose teacher is taken as it is, labelled, and whose train stage ran."""
+    run_teacher(context(folder, "teacher", deep))
+    label(context(folder, "synth", deep))
+    ctx = context(folder, "train", deep, **changes)
+    run(ctx)
+    return ctx
+
+
+def test_teacher_as_it_is_gets_the_recipes_template_alone(tmp_path, deep):
+    task = {"answer": "json", "chat_template": TEMPLATE.replace("<|im_start|>assistant", "<|im_start|>robot")}
+    ctx = context(tmp_path, "teacher", deep, task=task)
+    run_teacher(ctx)
+    assert "robot" in load_tokenizer(ctx.folder).chat_template
+    assert sha256_file(ctx.folder / "tokenizer.json") == sha256_file(deep / "tokenizer.json")
+    assert sha256_file(ctx.folder / "model.safetensors") == sha256_file(deep / "model.safetensors")
+    assert (ctx.folder / "model.safetensors").stat().st_ino == (deep / "model.safetensors").stat().st_ino
+    assert ctx.figures["source"]["revision"].startswith("folder-sha256:")
+
+
+ADAPT = {"rank": 8, "alpha": 32, "lr": 1e-2, "epochs": 60, "batch_size": 4}
+
+
+def test_adapted_teacher_learns_the_task_and_is_merged(tmp_path, deep):
+    ctx = context(tmp_path, "teacher", deep, teacher={"model": str(deep), "adapt": ADAPT})
+    run_teacher(ctx)
+    assert ctx.figures["valid_exact_match_ratio"] >= 0.95 and ctx.figures["valid_items"] == len(PROMPTS)
+    assert {row["arm"] for row in read_jsonl(ctx.folder / "metrics.jsonl")} == {"teacher"}
+    before, after = load(deep), load(ctx.folder)
+    assert after.dtype == torch.float32 and type(after) is type(before)
+    assert not torch.equal(before.model.layers[0].mlp.up_proj.weight, after.model.layers[0].mlp.up_proj.weight)
+    assert torch.equal(before.model.embed_tokens.weight, after.model.embed_tokens.weight)
+    assert not (ctx.folder / "checkpoints").exists() and not list(ctx.folder.glob(".*.tmp"))
+    stamp = (ctx.folder / "model.safetensors").stat().st_mtime_ns
+    again = context(tmp_path, "teacher", deep, teacher={"model": str(deep), "adapt": ADAPT})
+    run_teacher(again)  # killed before its manifest: nothing is trained again
+    assert (ctx.folder / "model.safetensors").stat().st_mtime_ns == stamp
+    assert again.figures == ctx.figures
+
+
+def test_teacher_that_stays_bad_at_the_task_stops_the_run(tmp_path, deep):
+    adapt = {**ADAPT, "epochs": 1, "lr": 1e-6}
+    ctx = context(tmp_path, "teacher", deep, teacher={"model": str(deep), "adapt": adapt})
+    said = (
+        r"expected .* 95\.0% of data\.valid exactly, found 0\.0% \(0 of 12; 'turn on the light' → .*teacher\.adapt\.lr"
+    )
+    with pytest.raises(StageError, match=said):
+        run_teacher(ctx)
+
+
+def test_adapting_without_gold_or_valid_is_refused(tmp_path, deep):
+    for split, said in (("gold", "expected gold answers"), ("valid", "expected data.valid")):
+        teacher = {"model": str(deep), "adapt": {**ADAPT, "epochs": 1}}
+        ctx = context(tmp_path / split, "teacher", deep, teacher=teacher)
+        write_jsonl(ctx.folder_of("data") / f"{split}.jsonl", [])
+        with pytest.raises(InputError, match=said):
+            run_teacher(ctx)
+
+
+def test_student_is_cut_trained_and_compared(tmp_path, deep):
+    ctx = trained(tmp_path, deep)
+    for arm in ("untrained", "student", "control"):
+        config = read_json(ctx.folder / arm / "config.json")
+        assert (config["num_hidden_layers"], config["intermediate_size"], config["vocab_size"]) == (2, 96, 352)
+        assert load_tokenizer(ctx.folder / arm).chat_template == load_tokenizer(deep).chat_template
+        tokenizer = load_tokenizer(ctx.folder / arm)
+        assert tokenizer.convert_ids_to_tokens(end_ids(ctx.folder / arm)) == ["<|im_end|>"] and len(tokenizer) == 352
+    weights = {arm: hashes(ctx.folder / arm)["model.safetensors"] for arm in ("untrained", "student", "control")}
+    assert len(set(weights.values())) == 3
+    assert ctx.figures["student"]["steps"] == ctx.figures["control"]["steps"] == 6
+    assert ctx.figures["student"]["kd_weight"] == 0.5 and ctx.figures["control"]["kd_weight"] == 0
+    assert ctx.figures["trained_on"] == 10 and ctx.figures["validated_on"] == 2
+    rows = read_jsonl(ctx.folder / "metrics.jsonl")
+    assert all(row["kl"] > 0 for row in rows if row["arm"] == "student" and "loss" in row)
+    assert all(row["kl"] == 0 for row in rows if row["arm"] == "control" and "loss" in row)
+    assert not (ctx.folder / "checkpoints").exists()
+
+
+class Kill(Notes):
+    def __init__(self, arm: str, step: int) -> None:
+        super().__init__()
+        self.at = (arm, step)
+
+    def progress(self, done: float, total: float, unit: str, **figures: object) -> None:
+        super().progress(done, total, unit, **figures)
+        if self.steps[-1] == self.at:
+            raise MemoryError
+
+
+def test_killed_stage_ends_byte_for_byte_alike_and_repeats_no_finished_arm(tmp_path, deep):
+    whole = trained(tmp_path / "a", deep)
+    often = {**whole.recipe.train.model_dump(), "checkpoint_every_s": 0}
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "20-train")
+    for arm, step in (("student", 1), ("student", 4), ("control", 2), ("control", 5)):
+        with pytest.raises(MemoryError):
+            run(context(tmp_path / "b", "train", deep, Kill(arm, step), train=often))
+    report = Notes()
+    ctx = context(tmp_path / "b", "train", deep, report, train=often)
+    run(ctx)
+    assert report.steps == [("control", 5), ("control", 6)]  # step 5 was done, but killed before it was saved
+    assert hashes(ctx.folder) == hashes(whole.folder)
+    drop = {"tok_s", "eta_s"}
+    logs = [read_jsonl(c.folder / "metrics.jsonl") for c in (whole, ctx)]
+    rows = [[{k: v for k, v in row.items() if k not in drop} for row in log] for log in logs]
+    assert rows[0] == rows[1]
+
+
+def test_student_of_the_same_tokenizer_is_trained_with_lora(tmp_path, deep, tiny_llama):
+    train = {"lr": 1e-2, "epochs": 1, "batch_size": 4, "lora": {"rank": 4, "alpha": 8}, "dtype": "bf16"}
+    ctx = trained(tmp_path, deep, student={"model": str(tiny_llama)}, train=train)
+    before, after = load(ctx.folder / "untrained"), load(ctx.folder / "student")
+    assert after.dtype == torch.float32 and after.config.num_hidden_layers == 2
+    assert not torch.equal(before.model.layers[1].mlp.up_proj.weight, after.model.layers[1].mlp.up_proj.weight)
+    assert torch.equal(before.model.embed_tokens.weight, after.model.embed_tokens.weight)
+    assert not (ctx.folder / "control").exists()
+
+
+def test_student_of_another_tokenizer_is_refused(tmp_path, deep, tiny_llama):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llama, other)
+    parsed = read_json(other / "tokenizer.json")
+    parsed["model"]["merges"] = parsed["model"]["merges"][:40]
+    write_json(other / "tokenizer.json", parsed)
+    with pytest.raises(InputError, match=r"the student tokenizes record r-p\d+ into .*with the teacher's tokenizer"):
+        trained(tmp_path / "run", deep, student={"model": str(other)})
+
+
+def test_distributions_of_another_template_are_refused(tmp_path, deep):
+    run_teacher(context(tmp_path, "teacher", deep))
+    label(context(tmp_path, "synth", deep))
+    task = {"answer": "json", "chat_template": TEMPLATE + " "}
+    with pytest.raises(InputError, match="is stale: expected distributions of template"):
+        run(context(tmp_path, "train", deep, task=task))
+
+
+def test_no_records_is_said(tmp_path, deep):
+    run_teacher(context(tmp_path, "teacher", deep))
+    with pytest.raises(StageError, match=r"expected the teacher's records in .*10-synth, found none; run synth first"):
+        run(context(tmp_path, "train", deep))
+
+
+def test_records_without_distributions_are_learnt_from_their_text(tmp_path, deep):
+    run_teacher(context(tmp_path, "teacher", deep))
+    ctx = context(tmp_path, "synth", deep)
+    label(ctx)
+    path = ctx.folder / "records-00000.jsonl"
+    write_jsonl(path, [{**json.loads(line), "logits_key": None} for line in path.read_text().splitlines()])
+    for file in ctx.folder.glob("logits-*"):
+        file.unlink()
+    ctx = context(tmp_path, "train", deep)
+    run(ctx)
+    weights = [load(ctx.folder / arm).model.embed_tokens.weight.detach().numpy() for arm in ("student", "control")]
+    assert np.array_equal(*weights)
