@@ -77,8 +77,10 @@ def choose_tokens(
     english: Mapping[int, int],
     protected: Iterable[str],
 ) -> np.ndarray:
-    """Ids to keep, ascending `[size]`: special tokens in use, the byte alphabet, every token of `task`, then the most
-    frequent of `english`, then those merged earliest; each with the tokens its merges go through.
+    """Ids to keep, ascending `[size]`.
+
+    First the special tokens in use, the byte alphabet and every token of `task`; then the most frequent of `english`;
+    then those merged earliest. Each comes with the tokens its merges go through.
 
     Raises:
         InputError: `size` is no multiple of 32.
