@@ -250,12 +250,11 @@ def _retention(data: RunData, *, model: str, against: str, confidence: float) ->
     if ours.keys() != theirs.keys():
         both = len(ours.keys() & theirs.keys())
         raise UnmeasuredError(f"{model} and {against} answered different items ({both} in common)")
-    order = sorted(ours)
     try:
-        interval = paired_proportion_ratio([ours[i] for i in order], [theirs[i] for i in order], confidence=confidence)
+        interval = paired_proportion_ratio(list(ours.values()), [theirs[item] for item in ours], confidence=confidence)
     except ValueError:
         raise UnmeasuredError(f"{against} answered no item right, so nothing can be retained") from None
-    return Estimate(interval, len(order), "measured")
+    return Estimate(interval, len(ours), "measured")
 
 
 def _quality_figure(data: RunData, metric: Metric, model: str) -> tuple[float, int]:

@@ -83,6 +83,16 @@ def test_the_paired_ratio_covers_the_truth_with_few_blocks_too(blocks: int) -> N
     assert covered / 150 >= 0.87
 
 
+def test_three_blocks_give_an_interval_that_covers_the_truth() -> None:
+    rng = random.Random(7)
+    covered = 0
+    for trial in range(150):
+        blocks = [[rng.gauss(10, 0.01)] * 3 for _ in range(3)]
+        interval = block_interval(blocks, confidence=0.95, seed=trial, resamples=200)
+        covered += interval.low <= 10 <= interval.high
+    assert covered / 150 >= 0.87
+
+
 def test_pairing_removes_what_a_round_has_in_common() -> None:
     rng = random.Random(3)
     slow = [1.0, 3.0, 1.0, 4.0, 1.0, 2.0]

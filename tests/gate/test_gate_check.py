@@ -200,6 +200,8 @@ TRUTH: list[tuple[str, Change, dict[str, Any], str, str]] = [
      quality_budget(min=0.5), "error", "answered an item more than once"),
     ("a summary of other answers", with_quality("gguf-q4_0", exact_match_ratio=0.99), quality_budget(min=0.5), "error",
      "(0.99 of 100 items) is not that of its answers (0.97 of 100)"),
+    ("a summary of more answers", with_quality("gguf-q4_0", items=101), quality_budget(min=0.5), "error",
+     "of 101 items"),
     ("a teacher that is never right", answering("teacher", 0), quality_budget(min_ratio=0.9), "error",
      "nothing can be retained"),
     ("a divergence of NaN", with_quality("gguf-q4_0", kld_nats=math.nan), {"metric": "kld_nats", "max": 1}, "error",
@@ -305,7 +307,11 @@ def test_every_limit_of_every_budget_on_every_artifact_is_one_check() -> None:
 
 
 def test_equal_rows_give_a_byte_identical_verdict_in_whatever_order_they_come() -> None:
-    budgets = {"latency": LATENCY, "speed": bench("requests_per_hour", min=10), "q": quality_budget(min_ratio=0.9)}
+    budgets = {
+        "latency": LATENCY | {"max": "1 s"},
+        "speed": bench("tpot_ms", max=10),
+        "q": quality_budget(min_ratio=0.9),
+    }
     data = run_data()
     shuffled = list(data.measurements)
     random.Random(5).shuffle(shuffled)

@@ -95,17 +95,18 @@ def test_the_same_run_is_judged_to_the_same_bytes(run: Path, recipe: MakeRecipe,
 
 
 @pytest.mark.parametrize(
-    ("path", "reason"),
+    ("path", "last", "reason"),
     [
-        ("30-export/gguf-q4_0/model.gguf", "gguf-q4_0 is not as it was exported"),
-        ("05-teacher/model.safetensors", "teacher is not as it was exported"),
+        ("30-export/gguf-q4_0/model.gguf", b"", "gguf-q4_0 is not as it was exported"),
+        ("30-export/gguf-q4_0/model.gguf", b"\xff", "gguf-q4_0 is not as it was exported"),
+        ("05-teacher/config.json", b"", "teacher is not as it was exported"),
+        ("05-teacher/model.safetensors", b"", "teacher is not as it was exported"),
     ],
 )
 def test_a_file_that_changed_is_an_error_and_no_release(
-    run: Path, recipe: MakeRecipe, run_gate: Gate, path: str, reason: str
+    run: Path, recipe: MakeRecipe, run_gate: Gate, path: str, last: bytes, reason: str
 ) -> None:
-    with (run / path).open("r+b") as f:
-        f.truncate(100)
+    (run / path).write_bytes((run / path).read_bytes()[:-1] + last)
     folder, _ = run_gate(run, recipe())
     found = verdict(folder)
     assert found.outcome == "error"
