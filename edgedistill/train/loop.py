@@ -33,6 +33,7 @@ from edgedistill.train.checkpoint import (
 )
 from edgedistill.train.data import Batch, Example, collate, epoch_batches, micro_batches
 from edgedistill.train.losses import LossSums, cross_entropy, distillation_loss
+from edgedistill.train.memory import freed_memory_kept
 
 # Up to this length plain matrix products are several times faster on a CPU than the fused attention's backward.
 EAGER_ATTENTION_TOKENS = 256
@@ -148,7 +149,7 @@ def train_model(
             save_checkpoint(checkpoints, position=position, weights=detached, optimizer=optimizer.optimizer)
 
     model.train()
-    with interruptible() as stop:
+    with interruptible() as stop, freed_memory_kept():
         while position.step < total and (not valid or position.evals_since_best < patience):
             epoch, place = divmod(position.step, per_epoch)
             if order[0] != epoch:
