@@ -16,8 +16,9 @@ Workload = Literal["prompts", "shape", "memory"]
 class Measurement(Noun):
     """One block of one model on one target: a fresh process, its settings as it got them, and raw samples.
 
-    `samples` holds one value per repetition in the metric's unit, in the order measured. `pair` numbers the round in
-    which every model was measured once, so that ratios can be taken within a round. An invalid row keeps its reason.
+    `samples` holds one value per repetition in the metric's unit, in the order measured; `outputs` the token ids made
+    meanwhile. `pair` numbers the round in which every model was measured once, so that ratios can be taken within a
+    round. An invalid row keeps its reason.
     """
 
     schema_version: Literal[1] = 1
@@ -30,6 +31,7 @@ class Measurement(Noun):
     valid: bool
     invalid_reason: str | None = None
     samples: dict[Metric, list[float]] = Field(default_factory=dict)
+    outputs: list[list[int]] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)
     artifact_digest: str = ""

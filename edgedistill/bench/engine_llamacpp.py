@@ -1,0 +1,138 @@
+"""llama.cpp for the bench worker: its C library, without the Python package around it. Logits stay on the C side.
+
+Importing `llama_cpp` brings numpy, jinja2 and the high-level class: 22 MB that no inference needs. What the interface
+looks like comes with the job, read by the parent from the installed bindings (`llama_interface`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+
+LOAD_MODE_READ = 0
+ERROR_LEVEL = 4
+SIMPLE = {
+    kind._type_: kind
+    for kind in (
+        *(ctypes.c_bool, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_float, ctypes.c_double),
+        *(ctypes.c_int8, ctypes.c_uint8, ctypes.c_int32, ctypes.c_uint32),
+        *(ctypes.c_long, ctypes.c_ulong, ctypes.c_longlong, ctypes.c_ulonglong),
+    )
+}
+Token = ctypes.c_int32
+LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+def load_library(interface: dict) -> SimpleNamespace:
+    """The functions and structures that `interface` describes, by name.
+
+    Raises:
+        MissingError: they do not match the library.
+    """
+    from edgedistill.runtimes.llama_layout import check_layout
+
+    library = ctypes.CDLL(interface["library"])
+    types: dict[str | None, object] = {None: None, **SIMPLE}
+    for name, structure in interface["structures"].items():
+        fields = [(field, types[kind]) for field, kind in structure["fields"]]
+        types[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
+        if ctypes.sizeof(types[name]) != structure["size"]:
+            raise RuntimeError(f"{name} takes {ctypes.sizeof(types[name])} bytes, the bindings say {structure['size']}")
+    lib = SimpleNamespace()
+    for name, (result, arguments) in interface["functions"].items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = types[result], [types[kind] for kind in arguments]
+        setattr(lib, name, function)
+    check_layout(lib)
+    return lib
+
+
+class LlamaCppEngine:
+    """One sequence of one GGUF, greedy."""
+
+    name = "llamacpp"
+
+    def __init__(self, model: str, *, threads: int, context: int, batch: int, interface: dict) -> None:
+        self.lib = lib = load_library(interface)
+        self.errors: list[str] = []
+        self.log = LogCallback(self._keep_error)
+        lib.llama_log_set(self.log, None)
+        lib.llama_backend_init()
+        wanted = lib.llama_model_default_params()
+        wanted.n_gpu_layers = 0
+        # Weights repacked for the CPU's kernels are copies: read, not mapped, or both would stay resident.
+        wanted.use_extra_bufts = True
+        wanted.load_mode = LOAD_MODE_READ
+        self.model = lib.llama_model_load_from_file(model.encode(), wanted)
+        if not self.model:
+            raise RuntimeError(f"llama.cpp cannot load {model}: {self._why()}")
+        shape = lib.llama_context_default_params()
+        shape.n_ctx, shape.n_batch, shape.n_ubatch = context, batch, batch
+        shape.n_outputs_max = 1
+        shape.n_threads = shape.n_threads_batch = threads
+        self.context = lib.llama_init_from_model(self.model, shape)
+        if not self.context:
+            raise RuntimeError(f"llama.cpp cannot make a context of {context} tokens: {self._why()}")
+        self.memory = lib.llama_get_memory(self.context)
+        self.sampler = lib.llama_sampler_init_greedy()
+        self.vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
+        self.batch = batch
+        self.last = (Token * 1)()
+        self.single = lib.llama_batch_get_one(self.last, 1)
+
+    def settings(self) -> dict[str, object]:
+        lib = self.lib
+        return {
+            "threads": lib.llama_n_threads(self.context),
+            "context": lib.llama_n_ctx(self.context),
+            "batch": lib.llama_n_ubatch(self.context),
+            "load_mode": "read",
+            "repack": True,
+            "flash_attention": "auto",
+            "cache_dtype": "f16",
+            "system": lib.llama_print_system_info().decode().strip(),
+        }
+
+    def prefill(self, ids: list[int], *, limit: int) -> int:
+        """Empty the cache, evaluate the prompt, return the first greedy token."""
+        lib = self.lib
+        lib.llama_memory_clear(self.memory, False)
+        tokens = (Token * len(ids))(*ids)
+        size = ctypes.sizeof(Token)
+        for start in range(0, len(ids), self.batch):
+            count = min(self.batch, len(ids) - start)
+            part = (Token * count).from_buffer(tokens, start * size)
+            self._decode(lib.llama_batch_get_one(part, count))
+        return self._sample()
+
+    def step(self) -> int:
+        """Evaluate the last token, return the next."""
+        self._decode(self.single)
+        return self._sample()
+
+    def finite(self) -> bool:
+        """Whether the last token's logits are all finite."""
+        place = self.lib.llama_get_logits_ith(self.context, -1)
+        logits = ctypes.cast(place, ctypes.POINTER(ctypes.c_float))
+        total = sum(sum(logits[i : min(i + 1024, self.vocab)]) for i in range(0, self.vocab, 1024))
+        return total - total == 0.0
+
+    def _decode(self, batch: object) -> None:
+        code = self.lib.llama_decode(self.context, batch)
+        if code != 0:
+            raise RuntimeError(f"llama_decode returned {code}: {self._why()}")
+
+    def _sample(self) -> int:
+        token = self.lib.llama_sampler_sample(self.sampler, self.context, -1)
+        self.last[0] = token
+        return token
+
+    def _keep_error(self, level: int, text: bytes, _: object) -> None:
+        if level == ERROR_LEVEL:
+            self.errors.append(text.decode(errors="replace").strip())
+
+    def _why(self) -> str:
+        return self.errors[0] if self.errors else "it gave no reason"
+
+
+open_engine = LlamaCppEngine

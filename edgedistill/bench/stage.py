@@ -1,0 +1,197 @@
+"""The stage `bench`: teacher, quantized teacher and every artifact, each in its own runtime, on every target."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgedistill.bench.limits import usable_cores
+from edgedistill.bench.rounds import (
+    Protocol,
+    Rows,
+    Subject,
+    measure_round,
+    memory_rounds,
+    read_rounds,
+    schedule,
+    write_rounds,
+)
+from edgedistill.core.artifact import content_digest, load_artifact
+from edgedistill.core.config import validate
+from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.files import read_jsonl
+from edgedistill.core.host import environment
+from edgedistill.core.metric import Metric
+from edgedistill.core.records import Prompt
+from edgedistill.core.runfolder import VOLATILE, StageContext, read_manifest
+from edgedistill.core.target import Target, load_target
+
+ENGINES = {"gguf": "llamacpp", "onnx": "onnxruntime-genai"}
+# A teacher, quantized or not, answers too slowly to be asked as often as an artifact.
+TEACHERS = ("teacher", "teacher-")
+HEADLINE = (Metric.RESPONSE_MS, Metric.REQUESTS_PER_HOUR, Metric.PEAK_RSS_BYTES)
+
+
+def run(context: StageContext) -> None:
+    """Measure all rounds of the recipe, whole ones of an interrupted run excepted.
+
+    A model that fails a block gets an invalid row with the cause and the sweep goes on; the gate judges such rows.
+
+    Raises:
+        InputError: a target wants more cores than there are, or there is no prompt to ask.
+        StageError: what is to be measured is not there, or not one row is valid.
+    """
+    bench = context.recipe.bench
+    targets = [load_target(name) for name in bench.targets]
+    cores = {target.id: _cores(target, threads=context.recipe.threads) for target in targets}
+    subjects = _subjects(context)
+    protocol = Protocol(
+        requests=bench.prompts_per_block,
+        max_new_tokens=context.recipe.task.max_new_tokens,
+        decode_tokens=bench.decode_tokens,
+        environment=environment(),
+        memory_rounds=memory_rounds(bench.blocks),
+    )
+    rows = read_rounds(context.folder, subjects=subjects, protocol=protocol)
+    per_round = [len(subjects) * (1 + (pair in protocol.memory_rounds)) for pair in range(bench.blocks)]
+    total, done = len(targets) * sum(per_round), 0
+    for target, pair in schedule(blocks=bench.blocks, targets=targets):
+        if (target.id, pair) in rows:
+            done += per_round[pair]
+            continue
+        counter = itertools.count(done)
+        rows[target.id, pair] = measure_round(
+            subjects,
+            target=target,
+            pair=pair,
+            cores=cores[target.id],
+            protocol=protocol,
+            earlier=[row for (_, other), found in rows.items() if other == pair for row in found],
+            on_block=lambda model, counter=counter, target=target: context.report.progress(
+                next(counter), total, "blocks", target=target.id, model=model
+            ),
+        )
+        done += per_round[pair]
+        write_rounds(context.folder, rows)
+    _report(context, rows, targets)
+
+
+def _cores(target: Target, *, threads: int) -> list[int]:
+    """Core numbers for the worker: as many as the target has, or as the recipe says; the last ones serve least else.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    usable = usable_cores()
+    wanted = target.limits.cores or threads or len(usable)
+    if wanted > len(usable):
+        where = f"target {target.id}" if target.limits.cores else "threads"
+        raise InputError(f"{where} wants {wanted} cores, this host lets {len(usable)} be used; choose another target")
+    return usable[len(usable) - wanted :]
+
+
+def _subjects(context: StageContext) -> list[Subject]:
+    """The teacher first, then what was exported, the recipe's order kept.
+
+    Raises:
+        StageError: the teacher or the artifacts are absent.
+    """
+    teacher = context.folder_of("teacher")
+    manifest = read_manifest(teacher)
+    if manifest is None or not (teacher / "config.json").is_file():
+        raise StageError(f"expected the teacher's model in {teacher}, found none; run the stage teacher first")
+    prompts = _prompts(context)
+    digest = content_digest(manifest.files, volatile=VOLATILE)
+    subjects = [_subject(context, "teacher", "torch", teacher, teacher, digest, prompts)]
+    export = context.recipe.export
+    found = {path.parent.name: path.parent for path in context.folder_of("export").glob("*/artifact.json")}
+    known = {name: i for i, name in enumerate(export.variants)}
+    for name in sorted(found, key=lambda name: (known.get(name, -1), name)):
+        artifact = load_artifact(found[name], rehash=False)
+        path = found[name] / artifact.entry if artifact.format == "gguf" else found[name]
+        digest = content_digest(artifact.files)
+        subjects.append(_subject(context, name, ENGINES[artifact.format], path, found[name], digest, prompts))
+    if len(subjects) == 1:
+        raise StageError(f"expected artifacts in {context.folder_of('export')}, found none; run the stage export first")
+    return subjects
+
+
+def _subject(
+    context: StageContext,
+    name: str,
+    engine: str,
+    path: Path,
+    folder: Path,
+    digest: str,
+    prompts: Sequence[Prompt],
+) -> Subject:
+    from edgedistill.runtimes import chat
+
+    bench = context.recipe.bench
+    tokenizer = chat.load_tokenizer(folder)
+    template = chat.template_of(tokenizer, context.recipe.task.chat_template)
+    ids = [
+        tuple(chat.encode(tokenizer, chat.render(tokenizer, prompt.messages, template=template))) for prompt in prompts
+    ]
+    size = bench.teacher_prompts_per_block
+    rounds = tuple(tuple(ids[i : i + size]) for i in range(0, len(ids), size))
+    return Subject(
+        name=name,
+        engine=engine,
+        path=path.resolve(),
+        digest=digest,
+        slow=name.startswith(TEACHERS),
+        end_ids=chat.end_ids(folder),
+        rounds=rounds,
+        shape_ids=tuple(itertools.islice(itertools.cycle(itertools.chain(*ids)), bench.prefill_tokens)),
+    )
+
+
+def _prompts(context: StageContext) -> list[Prompt]:
+    """As many prompts as all rounds together ask, spread over the recipe's; every model gets the same ones.
+
+    Raises:
+        InputError: there is none.
+    """
+    bench = context.recipe.bench
+    for split in ("prompts", "gold"):
+        path = context.folder_of("data") / f"{split}.jsonl"
+        rows = read_jsonl(path) if path.is_file() else []
+        if rows:
+            step = max(1, len(rows) // (bench.blocks * bench.teacher_prompts_per_block))
+            wanted = rows[::step][: bench.blocks * bench.teacher_prompts_per_block]
+            return [validate(Prompt, row, source=str(path)) for row in wanted]
+    raise InputError("expected data.prompts or data.gold to ask the models with, found neither in the recipe")
+
+
+def _report(context: StageContext, rows: Rows, targets: Sequence[Target]) -> None:
+    """Headline medians per target and model for the manifest, and a note for everything that did not go as wanted.
+
+    Raises:
+        StageError: no row is valid.
+    """
+    every = [row for found in rows.values() for row in found]
+    invalid = [row for row in every if not row.valid]
+    for target in targets:
+        figures: dict[str, dict[str, Any]] = {}
+        for row in every:
+            if row.target == target.id and row.valid:
+                for metric in HEADLINE:
+                    figures.setdefault(row.model, {}).setdefault(metric.value, []).extend(row.samples.get(metric, []))
+        context.figures[target.id] = {
+            model: {name: round(statistics.median(values), 3) for name, values in found.items() if values}
+            for model, found in figures.items()
+        }
+        missing = {r.settings["memory_limit_missing"] for r in every if "memory_limit_missing" in r.settings}
+        for reason in sorted(missing) if target.limits.memory_bytes else []:
+            context.report.note(f"{target.id}: the memory limit was not applied: {reason}")
+    context.figures["rows"], context.figures["invalid_rows"] = len(every), len(invalid)
+    for model, target, reason in sorted({(row.model, row.target, str(row.invalid_reason)) for row in invalid}):
+        context.report.note(f"invalid: {model} on {target}: {reason}")
+    if len(invalid) == len(every):
+        raise StageError(
+            f"expected measurements, found {len(invalid)} invalid rows; the first: {invalid[0].invalid_reason}"
+        )
