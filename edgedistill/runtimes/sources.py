@@ -108,9 +108,7 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"expected safetensors weights in {folder}, found {found}; save the model as safetensors")
     check_weights(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise InputError(
-            f"expected a tokenizer.json in {folder}, found no tokenizer; copy the model's tokenizer there"
-        )
+        raise InputError(f"expected a tokenizer.json in {folder}, found no tokenizer; copy the model's tokenizer there")
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         if (folder / name).is_file():
             read_json(folder / name)
