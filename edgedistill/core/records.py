@@ -53,7 +53,11 @@ class Rejected(Noun):
 
 
 class EvalItem(Noun):
-    """One model's greedy answer to one held-out item."""
+    """One model's greedy answer to one held-out item.
+
+    On the items whose logits are scored: the summed negative log-likelihood of the right answer's `answer_tokens`, and
+    mean KL divergence and top-1 agreement with the reference where that answer is predicted (its end included).
+    """
 
     schema_version: Literal[1] = 1
     id: str
@@ -63,6 +67,10 @@ class EvalItem(Noun):
     finish: Literal["stop", "length"]
     correct: bool
     kind: str = ""
+    answer_tokens: int = 0
+    answer_nll_nats: float | None = None
+    kld_nats: float | None = None
+    top1_ratio: float | None = None
 
 
 class Quality(Noun):

@@ -40,7 +40,7 @@ def export_onnx(*, model: Path, out: Path, precision: Precision, threads: int, g
     """
     with atomic_folder(out) as folder, _float_folder(model, graph, threads, beside=out) as source:
         for path in sorted(source.iterdir()):
-            if not path.name.startswith("model.onnx"):
+            if not path.name.startswith("model.onnx") and path.name != "artifact.json":
                 shutil.copyfile(path, folder / path.name)
         if precision == "fp32":
             _move_weights(source, folder, keep=graph is not None)
