@@ -174,7 +174,7 @@ def _measured(
 
 
 def read_rounds(folder: Path, *, subjects: Sequence[Subject], protocol: Protocol) -> Rows:
-    """Whole rounds that an interrupted run left; damaged, partial or foreign ones are left out."""
+    """Whole rounds that an interrupted run left; damaged, partial, failed or foreign ones are left out."""
     rows: Rows = {}
     for path in sorted(folder.glob("*/*/*.jsonl")):
         try:
@@ -188,7 +188,8 @@ def read_rounds(folder: Path, *, subjects: Sequence[Subject], protocol: Protocol
     for (target, pair), found in rows.items():
         workloads = SPEED + MEMORY * (pair in protocol.memory_rounds)
         wanted = {(model, workload) for model in models for workload in workloads}
-        if {(row.model, row.workload) for row in found} == wanted and len(found) == len(wanted):
+        settled = all(row.valid or row.settings.get("fits") is False for row in found)
+        if settled and {(row.model, row.workload) for row in found} == wanted and len(found) == len(wanted):
             whole[target, pair] = found
     return whole
 

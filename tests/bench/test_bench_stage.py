@@ -1,0 +1,167 @@
+"""The stage on a tiny run: teacher in torch, a GGUF and an ONNX artifact, measured by real workers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgedistill.bench import rounds, stage
+from edgedistill.core.artifact import Artifact, content_digest, list_files
+from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.files import write_json, write_jsonl
+from edgedistill.core.host import host_id
+from edgedistill.core.measurement import Measurement
+from edgedistill.core.metric import METRICS
+from edgedistill.core.recipe import Recipe
+from edgedistill.core.runfolder import FOLDERS, SilentReporter, StageContext, read_manifest, run_stage
+
+MODELS = {"teacher": "torch", "gguf-f16": "llamacpp", "onnx-fp32": "onnxruntime-genai"}
+
+
+class Notes(SilentReporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def context_of(run: Path, name: str = "bench", **bench: Any) -> StageContext:
+    fields = {"targets": ["local-cpu"], "blocks": 1, "prompts_per_block": 3, "prefill_tokens": 16, "decode_tokens": 4}
+    recipe = {
+        "name": "tiny",
+        "threads": 1,
+        "task": {"max_new_tokens": 5},
+        "data": {},
+        "teacher": {"model": "unused"},
+        "student": {"model": "unused"},
+        "bench": fields | bench,
+    }
+    return StageContext(recipe=Recipe.model_validate(recipe), run=run, stage=name, report=Notes(), figures={})
+
+
+def add_artifact(run: Path, *, name: str, source: Path, tokenizer: Path) -> None:
+    folder = run / FOLDERS["export"] / name
+    if source.is_dir():
+        shutil.copytree(source, folder)
+    else:
+        folder.mkdir(parents=True)
+        shutil.copy(source, folder / "model.gguf")
+    for path in tokenizer.glob("*.j*"):
+        if path.name != "config.json" and not (folder / path.name).exists():
+            shutil.copy(path, folder / path.name)
+    form = name.partition("-")[0]
+    artifact = Artifact(
+        variant=name, format=form, entry=f"model.{form}", parameters=1, bits_per_weight=32.0, source_digest="",
+        files=list_files(folder),
+    )  # fmt: skip
+    write_json(folder / "artifact.json", artifact.model_dump(mode="json"))
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path, tiny_llama: Path, tiny_gguf: Path, tiny_onnx: Path) -> Path:
+    prompts = [{"id": str(i), "messages": [{"role": "user", "content": f"turn on lamp {i}"}]} for i in range(8)]
+    write_jsonl(tmp_path / FOLDERS["data"] / "prompts.jsonl", prompts)
+
+    def take(context: StageContext) -> None:
+        shutil.copytree(tiny_llama, context.folder, dirs_exist_ok=True)
+
+    run_stage(context=context_of(tmp_path, "teacher"), version=1, parameters={}, inputs={}, body=take)
+    add_artifact(tmp_path, name="gguf-f16", source=tiny_gguf, tokenizer=tiny_llama)
+    add_artifact(tmp_path, name="onnx-fp32", source=tiny_onnx, tokenizer=tiny_llama)
+    return tmp_path
+
+
+def read(run: Path, target: str = "local-cpu") -> list[Measurement]:
+    from edgedistill.core.files import read_jsonl
+
+    paths = sorted((run / FOLDERS["bench"] / target).glob("*/*.jsonl"))
+    return [Measurement.model_validate(row) for path in paths for row in read_jsonl(path)]
+
+
+def test_every_model_is_measured_in_its_own_runtime(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = context_of(tiny_run)
+    run_stage(context=context, version=1, parameters={}, inputs={}, body=stage.run)
+    rows = read(tiny_run)
+    assert {(row.model, row.workload, row.engine) for row in rows} == {
+        (model, workload, engine) for model, engine in MODELS.items() for workload in ("prompts", "shape", "memory")
+    }
+    assert all(row.valid and row.evidence == "measured" and row.settings["threads"] == 1 for row in rows)
+    assert {metric for row in rows for metric in row.samples} == {
+        metric for metric, info in METRICS.items() if info.source == "bench"
+    }
+    assert {row.environment["host_id"] for row in rows} == {host_id()}
+    by_name = {(row.model, row.workload): row for row in rows}
+    manifest = read_manifest(tiny_run / FOLDERS["teacher"])
+    assert by_name["teacher", "prompts"].artifact_digest == content_digest(manifest.files)
+    # One model in three runtimes: the same prompts get the same answers, the teacher each prompt once.
+    answers = [by_name[model, "prompts"].outputs for model in MODELS]
+    assert [len(found) for found in answers] == [2, 3, 3]
+    assert answers[0] == answers[1][:2] == answers[2][:2] and answers[1][0] == answers[1][2]
+    peaks = {m: by_name[m, "memory"].samples["peak_rss_bytes"][0] for m in MODELS}
+    assert max(peaks["gguf-f16"], peaks["onnx-fp32"]) < 100 * 2**20 < peaks["teacher"]
+    assert context.figures["invalid_rows"] == 0 and context.figures["rows"] == 9
+    assert context.figures["local-cpu"]["gguf-f16"]["response_ms"] > 0
+
+    def refuse(*args: Any, **named: Any) -> dict[str, Any]:
+        raise AssertionError("a whole round was measured again")
+
+    monkeypatch.setattr(rounds, "run_block", refuse)
+    stage.run(context_of(tiny_run))
+
+
+def test_a_failing_model_leaves_invalid_rows_and_the_sweep_goes_on(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def block(job: dict[str, Any], **named: Any) -> dict[str, Any]:
+        good = {"samples": {"response_ms": [1.0]}, "outputs": [[1]] * len(job["prompts"])}
+        row = {"invalid": "it is broken"} if job["engine"] == "llamacpp" else good
+        rows = [{"workload": workload} | row for workload in job["workloads"]]
+        limits = {"memory_limit_missing": "no group"} if named["memory_bytes"] else {}
+        return {"engine": job["engine"], "settings": limits, "rows": rows}
+
+    monkeypatch.setattr(rounds, "run_block", block)
+    context = context_of(tiny_run, targets=["mobile-class"])
+    context.folder.mkdir()
+    stage.run(context)
+    assert context.figures["invalid_rows"] == 3 and context.figures["rows"] == 9
+    assert context.report.notes == [
+        "mobile-class: the memory limit was not applied: no group",
+        "invalid: gguf-f16 on mobile-class: it is broken",
+    ]
+    assert {row.evidence for row in read(tiny_run, "mobile-class")} == {"constrained"}
+
+
+def test_nothing_valid_is_an_error(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def block(job: dict[str, Any], **_: Any) -> dict[str, Any]:
+        rows = [{"workload": workload, "invalid": "no luck"} for workload in job["workloads"]]
+        return {"engine": job["engine"], "settings": {}, "rows": rows}
+
+    monkeypatch.setattr(rounds, "run_block", block)
+    context = context_of(tiny_run)
+    context.folder.mkdir()
+    with pytest.raises(StageError, match="expected measurements, found 9 invalid rows; the first: no luck"):
+        stage.run(context)
+    assert len(read(tiny_run)) == 9
+
+
+def test_what_is_missing_is_said(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "usable_cores", list)
+        with pytest.raises(InputError, match="target mobile-class wants 1 cores, this host lets 0 be used"):
+            stage.run(context_of(tiny_run, targets=["mobile-class"]))
+    (tiny_run / FOLDERS["data"] / "prompts.jsonl").unlink()
+    with pytest.raises(InputError, match=r"expected data\.prompts or data\.gold to ask the models with"):
+        stage.run(context_of(tiny_run))
+    shutil.rmtree(tiny_run / FOLDERS["teacher"])
+    with pytest.raises(StageError, match=r"expected the teacher's model in .*; run the stage teacher first"):
+        stage.run(context_of(tiny_run))
+
+
+def test_no_artifact_is_an_error(tiny_run: Path) -> None:
+    shutil.rmtree(tiny_run / FOLDERS["export"])
+    with pytest.raises(StageError, match=r"expected artifacts in .*; run the stage export first"):
+        stage.run(context_of(tiny_run))
