@@ -150,6 +150,29 @@ def paired_proportion_ratio(ours: Sequence[bool], theirs: Sequence[bool], *, con
     return Interval(estimate, low, _crossing(score, -z, estimate, high))
 
 
+def ratio_of_sums_interval(
+    over: Sequence[float], under: Sequence[float], *, confidence: float, seed: int, resamples: int = 2000
+) -> Interval:
+    """Sum of `over` by sum of `under`, one value of each an item, bootstrapped over items: a weighted mean, or a ratio.
+
+    Raises:
+        ValueError: different or zero numbers of items, or `under` sums to nothing.
+    """
+    if len(over) != len(under) or not over:
+        raise ValueError(f"expected a value of each for the same items, found {len(over)} and {len(under)}")
+    if sum(under) <= 0:
+        raise ValueError("expected a positive sum to divide by, found none")
+    rng = random.Random(seed)
+    pairs = list(zip(over, under, strict=True))
+    draws = []
+    for _ in range(resamples):
+        drawn = rng.choices(pairs, k=len(pairs))
+        below = math.fsum(b for _, b in drawn)
+        if below > 0:
+            draws.append(math.fsum(a for a, _ in drawn) / below)
+    return _interval(math.fsum(over) / math.fsum(under), draws, confidence)
+
+
 def percentile_supported(*, n: int, p: float, confidence: float) -> bool:
     """Whether `n` samples can bound the p-th percentile from above: 1 - (p/100)^n >= confidence (binomial rule)."""
     return 1 - (p / 100) ** n >= confidence

@@ -23,6 +23,7 @@ from edgedistill.core.stats import (
     block_interval,
     paired_proportion_ratio,
     paired_ratio_interval,
+    ratio_of_sums_interval,
     wilson_interval,
 )
 
@@ -33,6 +34,7 @@ MIN_BLOCKS = 3
 ROLES: tuple[Role, ...] = get_args(Role)
 WORKLOADS: tuple[Workload, ...] = get_args(Workload)
 EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)  # worst to best
+PER_ITEM = (Metric.KLD_NATS, Metric.TOP1_RATIO)
 STATISTICS = {"median": statistics.median, "mean": statistics.fmean}
 
 
@@ -92,6 +94,8 @@ def estimate(
     if metric is Metric.EXACT_MATCH_RATIO:
         correct = _correct(data, model)
         return Estimate(wilson_interval(sum(correct.values()), len(correct), confidence), len(correct), "measured")
+    if metric in PER_ITEM:
+        return _item_mean(data, metric, model=model, confidence=confidence)
     value, samples = _quality_figure(data, metric, model)
     return _exact(value, samples=samples)
 
@@ -125,6 +129,8 @@ def estimate_ratio(
         return Estimate(interval, len(rounds), _weakest([*mine, *other]))
     if metric is Metric.EXACT_MATCH_RATIO:
         return _retention(data, model=model, against=against, confidence=confidence)
+    if metric in PER_ITEM:
+        return _item_ratio(data, metric, model=model, against=against, confidence=confidence)
     over, under = (
         estimate(data, metric=metric, model=name, target=target, confidence=confidence) for name in (model, against)
     )
@@ -209,15 +215,18 @@ def _samples(rows: Sequence[Measurement], metric: Metric) -> Blocks:
     return tuple(tuple(row.samples[metric]) for row in rows)
 
 
+def _seed(values: object) -> int:
+    return int(digest_of(values)[:15], 16)
+
+
 @functools.cache
 def _block_interval(blocks: Blocks, *, confidence: float, statistic: str) -> Interval:
-    seed = int(digest_of(blocks)[:15], 16)
-    return block_interval(blocks, confidence=confidence, seed=seed, statistic=STATISTICS[statistic])
+    return block_interval(blocks, confidence=confidence, seed=_seed(blocks), statistic=STATISTICS[statistic])
 
 
 @functools.cache
 def _ratio_interval(ours: Blocks, theirs: Blocks, *, confidence: float, statistic: str) -> Interval:
-    seed = int(digest_of([ours, theirs])[:15], 16)
+    seed = _seed([ours, theirs])
     try:
         return paired_ratio_interval(ours, theirs, confidence=confidence, seed=seed, statistic=STATISTICS[statistic])
     except ValueError as e:
@@ -255,6 +264,52 @@ def _retention(data: RunData, *, model: str, against: str, confidence: float) ->
     except ValueError:
         raise UnmeasuredError(f"{against} answered no item right, so nothing can be retained") from None
     return Estimate(interval, len(ours), "measured")
+
+
+def _scored(data: RunData, metric: Metric, model: str) -> dict[str, tuple[float, int]]:
+    """Item id → the metric's mean over the item's positions, and their number; checked against the summary."""
+    value, _ = _quality_figure(data, metric, model)
+    found = {}
+    for item in data.items.get(model, ()):
+        mean = getattr(item, metric.value)
+        if mean is not None:
+            found[item.id] = (mean, item.answer_tokens + 1)  # the answer's end is predicted too
+    if not found:
+        raise UnmeasuredError(f"{model} has {metric.value} in its summary and in none of its answers")
+    share = math.fsum(mean * places for mean, places in found.values()) / sum(p for _, p in found.values())
+    if not math.isclose(value, share, rel_tol=1e-6, abs_tol=1e-9):
+        raise UnmeasuredError(f"the {metric.value} of {model} ({value:.4g}) is not that of its answers ({share:.4g})")
+    return dict(sorted(found.items()))
+
+
+def _item_mean(data: RunData, metric: Metric, *, model: str, confidence: float) -> Estimate:
+    """Mean over positions, bootstrapped over items, because the positions of one answer are alike."""
+    scored = _scored(data, metric, model)
+    places = tuple(float(number) for _, number in scored.values())
+    interval = _sums_interval(tuple(mean * number for mean, number in scored.values()), places, confidence=confidence)
+    if metric is Metric.TOP1_RATIO:
+        # Where every position agrees a bootstrap sees no spread; their number still bounds the share.
+        total = round(sum(places))
+        bound = wilson_interval(round(interval.estimate * total), total, confidence)
+        interval = Interval(interval.estimate, min(interval.low, bound.low), max(interval.high, bound.high))
+    return Estimate(interval, len(scored), "measured")
+
+
+def _item_ratio(data: RunData, metric: Metric, *, model: str, against: str, confidence: float) -> Estimate:
+    ours, theirs = _scored(data, metric, model), _scored(data, metric, against)
+    if ours.keys() != theirs.keys():
+        both = len(ours.keys() & theirs.keys())
+        raise UnmeasuredError(f"{model} and {against} were scored on different items ({both} in common)")
+    over, under = (tuple(mean * number for mean, number in scored.values()) for scored in (ours, theirs))
+    return Estimate(_sums_interval(over, under, confidence=confidence), len(ours), "measured")
+
+
+@functools.cache
+def _sums_interval(over: tuple[float, ...], under: tuple[float, ...], *, confidence: float) -> Interval:
+    try:
+        return ratio_of_sums_interval(over, under, confidence=confidence, seed=_seed([over, under]))
+    except ValueError as e:
+        raise UnmeasuredError(str(e)) from None
 
 
 def _quality_figure(data: RunData, metric: Metric, model: str) -> tuple[float, int]:

@@ -179,9 +179,15 @@ def _training(metrics: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _parity(parity: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    flat = {variant: dict(_flat(proof)) for variant, proof in parity.items()}
-    columns = list(dict.fromkeys(name for cells in flat.values() for name in cells))
-    return {"columns": columns, "rows": [(v, [cells.get(c, NONE) for c in columns]) for v, cells in flat.items()]}
+    """One column a variant, one row a figure; the bounds that every finished export keeps are left out."""
+    flat = {
+        variant: dict(_flat({k: v for k, v in proof.items() if k != "bounds"})) for variant, proof in parity.items()
+    }
+    names = list(dict.fromkeys(name for cells in flat.values() for name in cells))
+    return {
+        "variants": list(flat),
+        "rows": [(name, [cells.get(name, NONE) for cells in flat.values()]) for name in names],
+    }
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -194,8 +200,8 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             found.append((label, "yes" if inner else "no"))
         elif isinstance(inner, int | float):
             found.append((label, number(inner)))
-        elif isinstance(inner, str):
-            found.append((label, inner))
+        elif inner is not None:
+            found.append((label, ", ".join(map(str, inner)) or "none" if isinstance(inner, list) else str(inner)))
     return found
 
 

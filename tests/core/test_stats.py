@@ -18,6 +18,7 @@ from edgedistill.core.stats import (
     paired_ratio_interval,
     percentile,
     percentile_supported,
+    ratio_of_sums_interval,
     student_quantile,
     wilson_interval,
 )
@@ -167,6 +168,27 @@ def test_no_answer_right_and_more_right_than_the_reference() -> None:
 def test_paired_proportions_refuse(ours: list[bool], theirs: list[bool], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         paired_proportion_ratio(ours, theirs, confidence=0.95)
+
+
+def test_a_weighted_mean_over_items_covers_the_truth() -> None:
+    rng = random.Random(2)
+    covered = 0
+    for trial in range(150):
+        places = [rng.randint(5, 40) for _ in range(40)]
+        sums = [n * rng.expovariate(10) for n in places]  # mean 0.1, as skewed as a divergence
+        interval = ratio_of_sums_interval(sums, places, confidence=0.95, seed=trial, resamples=200)
+        assert interval.estimate == pytest.approx(sum(sums) / sum(places))
+        covered += interval.low <= 0.1 <= interval.high
+    assert 0.87 <= covered / 150 < 1
+
+
+@pytest.mark.parametrize(
+    ("over", "under", "message"),
+    [([], [], "found 0 and 0"), ([1.0], [1.0, 2.0], "found 1 and 2"), ([1.0], [0.0], "positive sum to divide by")],
+)
+def test_a_ratio_of_sums_refuses(over: list[float], under: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ratio_of_sums_interval(over, under, confidence=0.95, seed=0)
 
 
 @pytest.mark.parametrize(("p", "n"), [(90, 29), (95, 59), (99, 299)])

@@ -82,14 +82,22 @@ def write_run(run: Path, *, scale: int = 1000) -> Path:
                 bits_per_weight=8 * size / parameters,
                 files=list_files(folder),
                 source_digest="s",
-                parity={"tokens": {"probes": 400, "different": 0}, "cached": {"kld_nats": 0.012, "top1_ratio": 0.97}},
+                parity={
+                    "text": {"engine": form, "strings": 400, "engine_differing": 0, "end_ids": [2], "limits": []},
+                    "fresh": {"positions": 800, "kld_nats": 0.011, "top1_ratio": 0.97},
+                    "cached": {"positions": 400, "kld_nats": 0.012, "top1_ratio": 0.97},
+                    "bounds": {"max_kld_nats": 1.0},
+                },
             )
             write_json(folder / "artifact.json", artifact.model_dump(mode="json"))
             digests[name] = content_digest(artifact.files)
 
     def evaluate(context: StageContext) -> None:
         right = {name: facts[5] for name, facts in MODELS.items()} | {"untrained": 0, "control": 93, "student": 97}
-        given = {name: answers(count, seed=i) for i, (name, count) in enumerate(right.items())}
+        given = {
+            name: answers(count, seed=i, scored=0 if name == "teacher" else 32)
+            for i, (name, count) in enumerate(right.items())
+        }
         for name, items in given.items():
             write_jsonl(context.folder / f"{name}.jsonl", [item.model_dump(mode="json") for item in items])
         qualities = {name: quality(name, items).model_dump(mode="json") for name, items in given.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,18 +87,31 @@ def measurements(blocks: int = 6, seed: int = 0) -> list[Measurement]:
     return rows
 
 
-def answers(right: int, *, of: int = 100, seed: int = 0) -> list[EvalItem]:
-    wrong = set(random.Random(seed).sample(range(of), of - right))
-    return [
-        EvalItem(id=f"item-{i:03d}", answer="on", output="off" if i in wrong else "on", output_ids=(1, 2),
-                 finish="stop", correct=i not in wrong)
-        for i in range(of)
-    ]  # fmt: skip
+def answers(right: int, *, of: int = 100, seed: int = 0, scored: int = 32, kld: float = 0.02) -> list[EvalItem]:
+    """Answers; the first `scored` have logits at 20 positions each, a divergence around `kld`, and top-1 0.95 or 1."""
+    rng = random.Random(seed)
+    wrong = set(rng.sample(range(of), of - right))
+    items = []
+    for i in range(of):
+        logits = {"kld_nats": kld * rng.uniform(0.5, 1.5), "top1_ratio": rng.choice((0.95, 1.0))} if i < scored else {}
+        items.append(
+            EvalItem(
+                id=f"item-{i:03d}",
+                answer="on",
+                output="off" if i in wrong else "on",
+                output_ids=(1, 2),
+                finish="stop",
+                correct=i not in wrong,
+                answer_tokens=19,
+                **logits,
+            )
+        )
+    return items
 
 
 def quality(model: str, items: list[EvalItem], **changed: Any) -> Quality:
-    right = sum(item.correct for item in items)
-    interval = wilson_interval(right, len(items), 0.95)
+    interval = wilson_interval(sum(item.correct for item in items), len(items), 0.95)
+    scored = [item for item in items if item.kld_nats is not None]
     fields: dict[str, Any] = {
         "model": model,
         "items": len(items),
@@ -106,16 +120,22 @@ def quality(model: str, items: list[EvalItem], **changed: Any) -> Quality:
         "exact_match_high": interval.high,
         "mean_output_tokens": 12.0,
         "bits_per_byte": 1.4,
-        "reference": None if model == "teacher" else "student",
-        "kld_nats": None if model == "teacher" else 0.02,
-        "top1_ratio": None if model == "teacher" else 0.97,
-        "scored_tokens": 0 if model == "teacher" else 640,
     }
+    if scored:
+        fields |= {
+            "reference": "student",
+            "kld_nats": statistics.fmean(item.kld_nats for item in scored),
+            "top1_ratio": statistics.fmean(item.top1_ratio for item in scored),
+            "scored_tokens": 20 * len(scored),
+        }
     return Quality.model_validate(fields | changed)
 
 
 def run_data(*, blocks: int = 6, seed: int = 0) -> RunData:
-    items = {model: answers(MODELS[model][5], seed=i) for i, model in enumerate(MODELS)}
+    items = {
+        model: answers(MODELS[model][5], seed=i, scored=0 if model == "teacher" else 32)
+        for i, model in enumerate(MODELS)
+    }
     return RunData(
         host_id=HOST,
         models={model: facts(model) for model in MODELS},
