@@ -58,13 +58,14 @@ def _wrong_settings(job: dict, settings: dict) -> str | None:
 
 
 def main() -> None:
+    """Read the job, run it, write the result; an error of any kind becomes the result's one sentence."""
     # What libraries print must not mix with the result.
     result_fd = os.dup(1)
     os.dup2(2, 1)
     die_with_parent()
     try:
         result = run_job(json.load(sys.stdin))
-    except Exception as e:  # the subprocess edge: whatever it is, the parent gets its sentence
+    except Exception as e:  # the subprocess edge
         result = {"error": f"{type(e).__name__}: {e}"}
     with os.fdopen(result_fd, "w") as f:
         json.dump(result, f, allow_nan=False)
