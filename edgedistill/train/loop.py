@@ -191,6 +191,7 @@ def train_model(
                 save()
                 saved = time.monotonic()
     if valid and position.best_step != position.step:
+        accelerator.wait_for_everyone()  # the main process may still be writing the file
         load_best(checkpoints, weights=detached)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return TrainResult(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import save_tiny_llama
+from safetensors.torch import load_file
 from tiny_training import fresh_accelerator, load, random_examples, teach
 
 from edgedistill.core.errors import InputError, StageError
@@ -191,6 +195,42 @@ def test_infinite_loss_stops_with_the_batch_saved(tiny_llama, tmp_path, examples
 def test_nothing_to_train_on_is_refused(tiny_llama, tmp_path):
     with pytest.raises(StageError, match="expected examples to train student on, found none"):
         train_model(load(tiny_llama), train=[], **settings(tmp_path))
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+from safetensors.torch import load_file, save_file
+from accelerate import PartialState
+from test_loop import settings
+from safetensors.torch import load_file
+from tiny_training import load, random_examples, teach
+from edgedistill.train.loop import train_model
+folder = Path({folder!r})
+model = load(Path({student!r}))
+examples = teach(load(Path({teacher!r})), random_examples(25))
+train_model(model, train=examples, **settings(folder, valid=examples[:5]))
+if PartialState().is_main_process:
+    save_file(dict(model.named_parameters()), folder / f"{{PartialState().num_processes}}.safetensors")
+"""
+
+
+def test_two_processes_end_where_one_does(tiny_llama, teacher_folder, tmp_path):
+    """Batches of 4, 25 examples: the last batch of an epoch has nothing for the second process."""
+    script = tmp_path / "two.py"
+    paths = [str(p) for p in (Path(__file__).parent, Path(__file__).parents[1])]
+    places = {"folder": str(tmp_path), "student": str(tiny_llama), "teacher": str(teacher_folder)}
+    script.write_text(TWO_PROCESSES.format(paths=paths, **places))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
+        subprocess.run([sys.executable, *launch, str(script)], env=environment, check=True, capture_output=True)
+        shutil.rmtree(tmp_path / "checkpoints")
+    one, two = (load_file(tmp_path / f"{n}.safetensors") for n in (1, 2))
+    before = load(tiny_llama).state_dict()
+    for name, tensor in one.items():
+        moved = (tensor - before[name]).norm()
+        assert moved > 0 and (tensor - two[name]).norm() / moved < 1e-4, name
 
 
 def test_learning_rate_warms_up_and_falls_to_almost_nothing():
