@@ -84,9 +84,7 @@ def _summary(verdict: Verdict, manifests: Sequence[tuple[str, Manifest]]) -> str
     if not manifests:
         return judged
     last = manifests[-1][1]
-    return (
-        f"{judged} · measured {last.finished} on {last.environment.get('hardware', {}).get('cpu', 'an unknown host')}"
-    )
+    return f"{judged} · measured {_when(last.finished)} on {last.environment.get('hardware', {}).get('cpu', 'an unknown host')}"
 
 
 def _when(finished: str) -> str:
@@ -219,8 +217,7 @@ def _provenance(
         found.append(("commit", str(environment.get("commit") or NONE)))
     evidence = {row["target"]: row["evidence"] for row in comparison["rows"] if row["evidence"]}
     found.append(("evidence", ", ".join(f"{target}: {what}" for target, what in evidence.items()) or NONE))
-    found += [(f"judged: {name}", digest) for name, digest in verdict.inputs.items()]
-    return found
+    return [*found, ("budgets", verdict.inputs.get("budgets", NONE))]
 
 
 def _stage(folder: str, manifest: Manifest) -> dict[str, Any]:
