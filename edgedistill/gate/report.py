@@ -84,7 +84,8 @@ def _summary(verdict: Verdict, manifests: Sequence[tuple[str, Manifest]]) -> str
     if not manifests:
         return judged
     last = manifests[-1][1]
-    return f"{judged} · measured {_when(last.finished)} on {last.environment.get('hardware', {}).get('cpu', 'an unknown host')}"
+    host = last.environment.get("hardware", {}).get("cpu", "an unknown host")
+    return f"{judged} · measured {_when(last.finished)} on {host}"
 
 
 def _when(finished: str) -> str:

@@ -82,7 +82,8 @@ def test_everything_the_verdict_rests_on_is_in_the_report(
     for said in (
         "Accuracy against size", "Speed against size on local-cpu", "Speed against size on mobile-class",
         "student, not trained on", "cached kld nats", "2,594", "6 truncated", "mobile-class: constrained",
-        "50-bench/local-cpu/*/*.jsonl", "20-train/metrics.jsonl", "10-synth/manifest.json", *(digest[:12] for digest in found.inputs.values()),
+        "50-bench/local-cpu/*/*.jsonl", "20-train/metrics.jsonl", "10-synth/manifest.json",
+        *(digest[:12] for digest in found.inputs.values()),
     ):  # fmt: skip
         assert said in text
     assert html.count("<svg ") == 4
