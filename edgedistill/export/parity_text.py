@@ -29,11 +29,13 @@ CONVERSATIONS: tuple[tuple[tuple[str, str], ...], ...] = (
 class EngineText:
     """What an artifact's engine makes of strings, and how it begins and ends text.
 
-    `tokens` are its ids of each string; `decoded` the bytes it makes of the student's ids, by the string's index;
+    `vocabulary` is its token of each id, None where only tokenizer.json says; `tokens` are its ids of each string;
+    `decoded` the bytes it makes of the student's ids, by the string's index;
     `judged` is False where it is known to differ, so that differences are told but do not fail.
     """
 
     name: str
+    vocabulary: list[str] | None
     tokens: list[list[int]]
     decoded: dict[int, bytes]
     template: str | None
@@ -68,7 +70,9 @@ def check_text(*, folder: Path, entry: str, reference: Path, probes: int) -> tup
     else:
         plain = [i for i, string in enumerate(strings) if not any(special in string for special in specials)]
         engine = _genai(folder, strings, wanted, plain=plain, tokenizer=tokenizer)
-    counts, failures = {}, []
+    counts: dict[str, int] = {}
+    names = {identity: token for token, identity in tokenizer.get_vocab().items()}
+    failures = _vocabulary_failures(names, beside.get_vocab(), engine=engine)
     for name, what, ours, theirs in (
         ("tokenizer_differing", "tokenizer.json beside it tokenizes", wanted, files),
         ("engine_differing", f"{engine.name} tokenizes", wanted, engine.tokens),
@@ -101,13 +105,14 @@ def _followed(strings: list[str], *, limits: Sequence[str], specials: Sequence[s
     if NFC_LIMIT in limits:
         strings = list(dict.fromkeys(unicodedata.normalize("NFC", text) for text in strings))
     if PREFIX_LIMIT in limits:
-        strings = [text for text in strings if not any(special in text for special in specials)]
+        strings = [s for s in strings if s[0] not in " ▁" and not any(special in s for special in specials)]
     return strings
 
 
 def _llama_cpp(path: Path, strings: list[str], ids: list[list[int]], *, limits: tuple[str, ...]) -> EngineText:
     return EngineText(
         name="llama.cpp",
+        vocabulary=read_gguf(path).fields["tokenizer.ggml.tokens"],
         tokens=llama_lib.tokenize_with(path, strings),
         decoded=dict(enumerate(_pieces(path, ids))),
         template=read_gguf(path).fields.get("tokenizer.chat_template"),
@@ -144,6 +149,7 @@ def _genai(folder: Path, strings: list[str], ids: list[list[int]], *, plain: lis
     sentencepiece = bool(json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("byte_fallback"))
     return EngineText(
         name="onnxruntime-genai",
+        vocabulary=None,
         tokens=[[*lead, *map(int, own.encode(text)), *trail] for text in strings],
         decoded={i: own.decode(ids[i]).encode() for i in plain},
         template=read_json(folder / "tokenizer_config.json").get("chat_template"),
@@ -151,6 +157,20 @@ def _genai(folder: Path, strings: list[str], ids: list[list[int]], *, plain: lis
         limits=(GENAI_SPM_LIMIT,) if sentencepiece else (),
         judged=not sentencepiece,
     )
+
+
+def _vocabulary_failures(names: dict[int, str], beside: dict[str, int], *, engine: EngineText) -> list[str]:
+    """Every id must mean the same token, those that no probe reaches too."""
+    failures = []
+    found = {"tokenizer.json beside it": {identity: token for token, identity in beside.items()}}
+    if engine.vocabulary is not None:
+        found[engine.name] = {identity: engine.vocabulary[identity] for identity in names}
+    for place, tokens in found.items():
+        other = [identity for identity in sorted(names | tokens) if names.get(identity) != tokens.get(identity)]
+        if other:
+            first = f"id {other[0]} is {tokens.get(other[0])!r}, not {names.get(other[0])!r}"
+            failures.append(f"{place} has {len(other)} other tokens, first {first}")
+    return failures
 
 
 def _rendered(tokenizer: Any, template: str | None) -> list[str | None]:

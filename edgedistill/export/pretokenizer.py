@@ -34,7 +34,10 @@ KNOWN_IN_WORDS = (
     "ByteLevel (gpt-2); Digits(individual) + ByteLevel (smollm); Split(Llama 3) + ByteLevel (llama-bpe, dbrx); "
     "Split(Qwen 2) + ByteLevel (qwen2); Metaspace or Prepend + Replace with byte fallback (SentencePiece)"
 )
-PREFIX_LIMIT = "llama.cpp puts a space after every special token, the tokenizer only at the beginning of a text"
+PREFIX_LIMIT = (
+    "llama.cpp puts a space before every stretch of text between special tokens, the tokenizer only before a text "
+    "that begins without one"
+)
 NFC_LIMIT = "the tokenizer brings text to Unicode NFC first, llama.cpp does not"
 
 
@@ -106,7 +109,7 @@ def _sentencepiece(tokenizer: dict[str, Any], *, source: str) -> PreTokenizer:
         part = pre_tokenizers[0]
         scheme = part.get("prepend_scheme", "always")
         if part.get("replacement") == "▁" and part.get("split") is False:
-            limits = (PREFIX_LIMIT,) if scheme == "first" else ()
+            limits = (PREFIX_LIMIT,) if scheme != "never" else ()
             return PreTokenizer(model="llama", pre="default", add_space_prefix=scheme != "never", limits=limits)
     raise _unknown(tokenizer, source)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Sequence
 
 # fmt: off
@@ -28,7 +29,8 @@ PIECES = (
     "<s", "</", "[PAD5]", "<0x0A>", "▁", "▁▁a", "Ġ", "Ċ",
 )
 # fmt: on
-PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+LETTERS = " ".join(string.ascii_letters)
+PUNCTUATION = string.punctuation
 
 
 def probe_strings(*, count: int, seed: int = 0, specials: Sequence[str] = ()) -> list[str]:
@@ -36,7 +38,7 @@ def probe_strings(*, count: int, seed: int = 0, specials: Sequence[str] = ()) ->
 
     `specials` are the tokenizer's added tokens, put among the text so that their borders are tried too.
     """
-    fixed = [*WORDS, *NUMBERS, *PIECES, *PUNCTUATION, *specials]
+    fixed = [LETTERS, string.ascii_letters, *WORDS, *NUMBERS, *PIECES, *PUNCTUATION, *specials]
     spaced = [f"{space}{item}{space}" for space in SPACES if space for item in ("a", "7", "12 3", "!", "'s")]
     source = random.Random(seed)
     found = dict.fromkeys(_thinned([*fixed, *spaced, *(s for s in SPACES if s)], count=count // 2))

@@ -62,16 +62,20 @@ def save_byte_level(
 
 
 def cut_vocabulary(parsed: dict[str, Any], *, keep: int) -> dict[str, Any]:
-    """Keep specials, single bytes and every second merged piece, renumbered: merges lose parts and results alike."""
+    """Keep specials, single bytes and merged pieces whose parts are kept, leaving out every third; renumbered.
+
+    So every piece left can still be reached by merging, as a cut must see to.
+    """
     pieces = sorted(parsed["model"]["vocab"], key=parsed["model"]["vocab"].get)
     specials = {entry["content"] for entry in parsed["added_tokens"]}
-    base = [p for p in pieces if p in specials or len(p) == 1]
-    kept = base + [p for i, p in enumerate(p for p in pieces if p not in base) if i % 2 == 0][: keep - len(base)]
+    kept = dict.fromkeys(p for p in pieces if p in specials or len(p) == 1)
+    merges = []
+    for number, (a, b) in enumerate(parsed["model"]["merges"]):
+        if number % 3 and a in kept and b in kept and len(kept) < keep:
+            kept[a + b] = None
+            merges.append([a, b])
     place = {piece: i for i, piece in enumerate(kept)}
-    parsed["model"]["vocab"] = place
-    parsed["model"]["merges"] = [
-        [a, b] for a, b in parsed["model"]["merges"] if a in place and b in place and a + b in place
-    ]
+    parsed["model"] |= {"vocab": place, "merges": merges}
     for entry in parsed["added_tokens"]:
         entry["id"] = place[entry["content"]]
     return parsed

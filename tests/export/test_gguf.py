@@ -183,7 +183,7 @@ def test_sentencepiece_schemes(tmp_path: Path) -> None:
         (tmp_path / scheme / "config.json").write_text('{"eos_token_id": 2}')
         kind = read_vocabulary(model=tmp_path / scheme, rows=1000).kind
         found[scheme] = (kind.pre, kind.add_space_prefix, len(kind.limits))
-    assert found == {"always": ("default", True, 0), "first": ("default", True, 1), "never": ("default", False, 0)}
+    assert found == {"always": ("default", True, 1), "first": ("default", True, 1), "never": ("default", False, 0)}
 
 
 def test_merges_that_scores_cannot_repeat_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,225 @@
+"""The stage `export`: every variant of the student, and the teacher merely quantized, each proven and whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgedistill.core.artifact import Artifact, content_digest, list_files, load_artifact
+from edgedistill.core.config import validate
+from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.files import atomic_folder, read_jsonl, write_json
+from edgedistill.core.host import usable_cores
+from edgedistill.core.records import TeacherRecord
+from edgedistill.core.runfolder import StageContext
+
+if TYPE_CHECKING:
+    from edgedistill.export.onnx_check import OnnxFacts
+    from edgedistill.export.parity import Prediction
+    from edgedistill.export.quantize import WeightFigures
+
+PROBES = 400  # strings each variant is tokenized on; the tests use thousands
+ENTRIES = {"gguf": "model.gguf", "onnx": "model.onnx"}
+
+
+@dataclass(frozen=True)
+class Order:
+    """One variant to build: its name, its source folder, and how its weights are stored (f16, q4_0, int8, …)."""
+
+    variant: str
+    source: Path
+    form: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What every variant of one model is held against: its content digest and its own predictions."""
+
+    digest: str
+    predictions: Sequence[Prediction]
+
+
+def run(context: StageContext) -> None:
+    """Build what the recipe names into a folder per variant; one that stands whole is kept.
+
+    Raises:
+        InputError: the student or the teacher cannot be exported in a wanted format.
+        StageError: a conversion failed, or an artifact is not equal to its source; nothing of it is left.
+    """
+    recipe = context.recipe
+    threads = recipe.threads or usable_cores()
+    orders = _orders(context)
+    records = _records(context)
+    sources: dict[Path, Source] = {}
+    for number, order in enumerate(orders):
+        context.report.progress(number, len(orders), "variants", building=order.variant)
+        artifact = _finished(context.folder / order.variant)
+        if artifact is None:
+            if order.source not in sources:
+                texts = _texts(order.source, records, override=recipe.task.chat_template)
+                sources = {order.source: _source(order.source, texts=texts, threads=threads)}
+            artifact = _build(order, source=sources[order.source], context=context, threads=threads)
+        context.figures[order.variant] = _headline(artifact)
+        context.report.note(_sentence(artifact))
+    shutil.rmtree(_work(context), ignore_errors=True)
+
+
+def _orders(context: StageContext) -> list[Order]:
+    export = context.recipe.export
+    student = context.folder_of("train") / "student"
+    # onnx-fp32 first: the other ONNX variants are made from its graph
+    names = sorted(export.variants, key=lambda name: (name != "onnx-fp32", export.variants.index(name)))
+    orders = [Order(name, student, *name.split("-")) for name in names]
+    if export.teacher_variants:
+        teacher = _teacher_folder(context)
+        for name in export.teacher_variants:
+            form, precision = name.split("-")
+            orders.append(Order(f"teacher-{precision}", teacher, form, precision))
+    return orders
+
+
+def _teacher_folder(context: StageContext) -> Path:
+    """The teacher that labelled: the adapted one of this run, or the model the recipe names."""
+    folder = context.folder_of("teacher")
+    for place in (folder, folder / "model", folder / "teacher"):
+        if (place / "config.json").is_file():
+            return place
+    from edgedistill.runtimes.sources import resolve_model
+
+    return resolve_model(context.recipe.teacher.model).folder
+
+
+def _records(context: StageContext) -> list[TeacherRecord]:
+    """As many held-in records as the recipe wants, evenly from all of them."""
+    rows = [row for path in sorted(context.folder_of("synth").glob("records-*.jsonl")) for row in read_jsonl(path)]
+    if not rows:
+        raise StageError(f"expected the teacher's records in {context.folder_of('synth')}, found none; run synth first")
+    step = max(1, len(rows) // context.recipe.export.parity_texts)
+    wanted = rows[::step][: context.recipe.export.parity_texts]
+    return [validate(TeacherRecord, row, source=str(context.folder_of("synth"))) for row in wanted]
+
+
+def _texts(source: Path, records: Sequence[TeacherRecord], *, override: str | None) -> list[list[int]]:
+    """Each record as the model sees it: rendered prompt and answer, in the ids of the tokenizer in `source`."""
+    from edgedistill.runtimes import chat
+
+    tokenizer = chat.load_tokenizer(source)
+    template = chat.template_of(tokenizer, override)
+    return [
+        chat.encode(tokenizer, chat.render(tokenizer, record.messages, template=template) + record.answer)
+        for record in records
+    ]
+
+
+def _finished(folder: Path) -> Artifact | None:
+    """The artifact of an earlier, interrupted run, if it stands as it was written."""
+    if not (folder / "artifact.json").is_file():
+        return None
+    try:
+        return load_artifact(folder, rehash=True)
+    except InputError:
+        return None
+
+
+def _source(folder: Path, *, texts: list[list[int]], threads: int) -> Source:
+    from edgedistill.export.parity import predict
+
+    digest = content_digest(list_files(folder))
+    return Source(digest=digest, predictions=predict(model=folder, texts=texts, threads=threads))
+
+
+def _build(order: Order, *, source: Source, context: StageContext, threads: int) -> Artifact:
+    from edgedistill.export.companions import write_companions
+    from edgedistill.export.parity import check_parity
+
+    entry = ENTRIES[order.form]
+    with atomic_folder(context.folder / order.variant) as folder:
+        make = _make_gguf if order.form == "gguf" else _make_onnx
+        weights = make(order, folder=folder, context=context, threads=threads)
+        write_companions(model=order.source, folder=folder, entry=entry)
+        parity = check_parity(
+            folder=folder,
+            entry=entry,
+            variant=order.variant,
+            precision=order.precision,
+            reference=order.source,
+            predictions=source.predictions,
+            probes=PROBES,
+            threads=threads,
+        )
+        artifact = Artifact(
+            variant=order.variant,
+            format=order.form,
+            entry=entry,
+            files=list_files(folder),
+            source_digest=source.digest,
+            parity=parity,
+            **weights,
+        )
+        write_json(folder / "artifact.json", artifact.model_dump(mode="json"))
+    return artifact
+
+
+def _work(context: StageContext) -> Path:
+    """Intermediate files of this stage; a name that a new run clears."""
+    return context.folder / ".work.tmp"
+
+
+def _make_gguf(order: Order, *, folder: Path, context: StageContext, threads: int) -> dict[str, Any]:
+    from edgedistill.export.gguf import export_gguf_f16
+    from edgedistill.export.quantize import quantize_gguf, weight_figures
+
+    teacher = order.variant.startswith("teacher-")
+    half = _work(context) / ("teacher.gguf" if teacher else "student.gguf")
+    out = folder / ENTRIES["gguf"]
+    if not half.is_file():
+        name = context.recipe.name
+        export_gguf_f16(model=order.source, out=half, name=f"{name} teacher" if teacher else name)
+    if order.precision == "f16":
+        shutil.copyfile(half, out)
+    else:
+        quantize_gguf(source=half, out=out, scheme=order.precision.upper(), threads=threads)
+    return _weights(weight_figures(out, scheme=order.precision.upper()))
+
+
+def _make_onnx(order: Order, *, folder: Path, context: StageContext, threads: int) -> dict[str, Any]:
+    from edgedistill.export.onnx import export_onnx
+
+    graph = context.folder / "onnx-fp32"
+    if order.precision == "fp32" or not graph.is_dir():
+        graph = _work(context) / "onnx-fp32"
+        if not graph.is_dir():
+            export_onnx(model=order.source, out=graph, precision="fp32", threads=threads)
+    facts = export_onnx(model=order.source, out=folder, precision=order.precision, threads=threads, graph=graph)
+    (folder / "artifact.json").unlink(missing_ok=True)  # came along with the graph
+    return _weights(facts)
+
+
+def _weights(found: WeightFigures | OnnxFacts) -> dict[str, Any]:
+    return {
+        "parameters": found.parameters,
+        "bits_per_weight": found.bits_per_weight,
+        "fallback_tensors": found.fallback_tensors,
+    }
+
+
+def _headline(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "bytes": artifact.total_bytes,
+        "bits_per_weight": artifact.bits_per_weight,
+        "fallback_tensors": artifact.fallback_tensors,
+        "kld_nats": artifact.parity["cached"]["kld_nats"],
+        "top1_ratio": artifact.parity["cached"]["top1_ratio"],
+    }
+
+
+def _sentence(artifact: Artifact) -> str:
+    found = artifact.parity["cached"]
+    return (
+        f"{artifact.variant}: {artifact.total_bytes / 1e6:.1f} MB, {artifact.bits_per_weight:.2f} bits per weight, "
+        f"KLD {found['kld_nats']:.2g} nats, top-1 {found['top1_ratio']:.1%} of its source"
+    )
