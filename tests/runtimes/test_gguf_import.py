@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_tiny_llama
 from gguf import GGUFWriter
 from gguf_writing import NAMES, write_llama_gguf
 from safetensors.numpy import load_file
+from tiny_models import save_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from edgedistill.core.errors import InputError

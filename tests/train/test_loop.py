@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import save_tiny_llama
 from safetensors.torch import load_file
+from tiny_models import save_tiny_llama
 from tiny_training import fresh_accelerator, load, random_examples, teach
 
 from edgedistill.core.errors import InputError, StageError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_llama
+from tiny_models import save_tiny_llama
 from tiny_training import load, random_examples
 
 from edgedistill.core.errors import InputError

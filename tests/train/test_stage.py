@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import save_tiny_llama
+from tiny_models import save_tiny_llama
 from tiny_training import fresh_accelerator, load
 
 from edgedistill.core.errors import InputError, StageError
