@@ -14,7 +14,7 @@ from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import atomic_folder, read_jsonl, write_json
 from edgedistill.core.host import usable_cores
 from edgedistill.core.records import TeacherRecord
-from edgedistill.core.runfolder import StageContext
+from edgedistill.core.runfolder import NOT_OUTPUT, VOLATILE, StageContext
 
 if TYPE_CHECKING:
     from edgedistill.export.onnx_check import OnnxFacts
@@ -74,23 +74,10 @@ def _orders(context: StageContext) -> list[Order]:
     # onnx-fp32 first: the other ONNX variants are made from its graph
     names = sorted(export.variants, key=lambda name: (name != "onnx-fp32", export.variants.index(name)))
     orders = [Order(name, student, *name.split("-")) for name in names]
-    if export.teacher_variants:
-        teacher = _teacher_folder(context)
-        for name in export.teacher_variants:
-            form, precision = name.split("-")
-            orders.append(Order(f"teacher-{precision}", teacher, form, precision))
+    for name in export.teacher_variants:
+        form, precision = name.split("-")
+        orders.append(Order(f"teacher-{precision}", context.folder_of("teacher"), form, precision))
     return orders
-
-
-def _teacher_folder(context: StageContext) -> Path:
-    """The teacher that labelled: the adapted one of this run, or the model the recipe names."""
-    folder = context.folder_of("teacher")
-    for place in (folder, folder / "model", folder / "teacher"):
-        if (place / "config.json").is_file():
-            return place
-    from edgedistill.runtimes.sources import resolve_model
-
-    return resolve_model(context.recipe.teacher.model).folder
 
 
 def _records(context: StageContext) -> list[TeacherRecord]:
@@ -128,7 +115,8 @@ def _finished(folder: Path) -> Artifact | None:
 def _source(folder: Path, *, texts: list[list[int]], threads: int) -> Source:
     from edgedistill.export.parity import predict
 
-    digest = content_digest(list_files(folder))
+    # when the source's own stage ran, and how fast, makes no other model
+    digest = content_digest(list_files(folder, skip=NOT_OUTPUT), volatile=VOLATILE)
     return Source(digest=digest, predictions=predict(model=folder, texts=texts, threads=threads))
 
 

@@ -119,6 +119,7 @@ def test_interrupted_stage_goes_on_and_ends_in_the_same_bytes(
     damaged = whole.folder / "gguf-q8_0" / "model.gguf"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     kept = (whole.folder / "gguf-f16" / "model.gguf").stat().st_mtime_ns
+    (run_folder / "20-train" / "student" / "manifest.json").write_text('{"finished": "another day"}')
     again = context_of(run_folder, variants=[*GGUF, *ONNX])
     stage.run(again)
     assert {entry.path: entry.sha256 for entry in list_files(again.folder)} == before
