@@ -6,7 +6,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
+
+import onnx
 
 from edgedistill.core.errors import MissingError, StageError
 
@@ -44,12 +47,20 @@ def build_graph(*, model: Path, out: Path, threads: int) -> None:
             check=False,
         )
     if process.returncode == 0 and (out / "model.onnx").is_file():
+        _name_producer(out / "model.onnx")
         return
     reason = telling_line(process.stdout)
     if "No module named" in reason:
         raise MissingError(f"the ONNX model builder needs a package that is absent ({reason}); install it with pip")
     how = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
     raise StageError(f"the ONNX model builder ended with {how} on {model}: {reason}")
+
+
+def _name_producer(file: Path) -> None:
+    """Replace the version that the builder stamps, which ends in the commit of any git checkout around the package."""
+    model = onnx.load_model(str(file), load_external_data=False)
+    model.producer_version = version("onnxruntime-genai")
+    file.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def telling_line(output: str) -> str:

@@ -7,9 +7,11 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -129,6 +131,12 @@ def test_the_same_model_gives_the_same_bytes(folders: dict[str, Path], tiny_llam
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["other"]
     for path in folders["fp32"].iterdir():
         assert str(tiny_llama.parent).encode() not in path.read_bytes()
+
+
+def test_no_commit_of_a_checkout_around_the_package_is_stamped_in(folders: dict[str, Path]) -> None:
+    for folder in folders.values():
+        model = onnx.load_model(str(folder / "model.onnx"), load_external_data=False)
+        assert model.producer_version == version("onnxruntime-genai")
 
 
 def test_an_old_folder_is_replaced_whole(folders: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
