@@ -20,35 +20,37 @@ ROOMS = {
         guest house, sewing room, breakfast room, great room, meeting room, lobby, corridor, stairwell, blue room
         back office, front hall, media room, exercise room, art room, coat room, chapel, nook, penthouse, bakery
         north wing, second bathroom, third bedroom, small bedroom, lower hall, wet room, stable, corner office
-        old kitchen, upper floor, green room, summer house, back bedroom, little attic, new garage, big office"""),
-    "prompts": _words("""conservatory, shower room, boiler room, pool house, drawing room, bonus room, break room
-        waiting room, vestibule, alcove, back hall, yoga room, prayer room, school room, bunk room, tack room
-        trophy room, map room, turret, mezzanine, south wing, big bedroom, back kitchen, front bedroom, left hall
+        old kitchen, upper floor, green room, summer house, back bedroom, new garage, big office, boiler room
+        school room, fish room, waiting room, prayer room, drawing room, bunk room, shower room, tack room, map room
+        pool house, break room, bonus room, yoga room, trophy room, first bedroom, dark hall, plain room, turret"""),
+    "prompts": _words("""conservatory, back hall, south wing, big bedroom, back kitchen, front bedroom, left hall
         right hall, upper hall, new bathroom, old office, small office, tiny closet, high attic, low cellar
-        red room, yellow room, cold room, hot room, dark hall, bright room, guest bathroom, guest bedroom, dog room
-        cat room, baby room, boys bedroom, girls bedroom, parents bedroom, school hall, play area, work room, tent
-        side kitchen, rear office, inner hall, outer hall, first bedroom, second office, third floor, bird house
-        training room, wood shop, paint room, photo room, video room, radio room, dance hall, club room, bar
-        safe room, ice house, tree house, gate house, fish room, plant nursery, fruit cellar, shoe closet"""),
-    "valid": _words("""studio, toy room, ballroom, darkroom, west wing, side hall, plant room, small kitchen
+        red room, yellow room, cold room, hot room, bright room, guest bathroom, guest bedroom, dog room, hot cellar
+        cat room, school hall, play area, work room, side kitchen, inner hall, outer hall, second office, third floor
+        training room, wood shop, paint room, photo room, video room, radio room, dance hall, club room, safe room
+        gate house, fruit cellar, shoe closet, water room, family kitchen, home office, garden room, green house
+        music hall, sports room, big garage, left wing, right wing, lower floor, middle room, middle floor, old barn
+        brick house, stone cellar, upper bedroom, lower bedroom, last room, fire room, power room, test room
+        office kitchen, open kitchen, night room, old library, new library, city office, base room"""),
+    "valid": _words("""studio, ballroom, darkroom, west wing, side hall, plant room, small kitchen
         old bedroom, little office, tower, side room, supply room, front office"""),
     "heldout": _words("""loft, cabin, garden shed, master bedroom, box room, wash room, east wing, computer room
-        party room, winter garden, mail room, record room, book room, top floor, long hall, quiet room, gallery, salon
+        party room, winter garden, mail room, record room, book room, top floor, long hall, quiet room, gallery
         pool room, summer kitchen, sun deck, linen closet, farm house, staff room, second kitchen, white room"""),
 }
 COLORS = {
     "gold": _words(
-        "red, blue, green, yellow, white, purple, pink, teal, gold, lavender, crimson, peach, magenta, navy"
+        "red, blue, green, yellow, white, purple, pink, teal, gold, lavender, crimson, peach, magenta, navy, rose"
     ),
-    "prompts": _words("cyan, lime, coral, mint, ruby, cream, khaki, plum, rose, aqua, tan, jade, cherry, lilac"),
+    "prompts": _words("cyan, lime, coral, mint, ruby, cream, plum, aqua, cherry, lemon, sky, ocean, forest, snow"),
     "valid": _words("scarlet, bronze, copper"),
     "heldout": _words("orange, violet, silver, brown, amber"),
 }
 MUSIC = {
-    "gold": _words("jazz, rock, pop, blues, folk, soul, country, metal, disco, swing, gospel, funk, salsa, punk"),
-    "prompts": _words(
-        "ambient, trance, house, indie, bach, piano, guitar, choir, chants, marches, waltz, tango, oldies"
+    "gold": _words(
+        "jazz, rock, pop, blues, folk, soul, country, metal, disco, swing, gospel, funk, salsa, punk, trance"
     ),
+    "prompts": _words("ambient, house, indie, bach, piano, guitar, choir, marches, waltz, tango, drums, love, poems"),
     "valid": _words("samba, grunge, polka"),
     "heldout": _words("reggae, opera, techno, classical, ballads"),
 }

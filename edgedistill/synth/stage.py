@@ -44,7 +44,7 @@ def run_synth(context: StageContext) -> None:
 
     Raises:
         InputError: the data, the teacher or the recipe's schema is not what is expected.
-        StageError: the adapted teacher is absent, or no answer of the teacher is kept.
+        StageError: the teacher's folder is not finished, or no answer of the teacher is kept.
     """
     from edgedistill.runtimes import chat
     from edgedistill.runtimes.base import open_session
@@ -55,7 +55,11 @@ def run_synth(context: StageContext) -> None:
     recipe = context.recipe
     task, synth = recipe.task, recipe.synth
     schema = schema_check(task.answer_schema) if task.answer_schema is not None else None
-    folder, weights, teacher = _teacher(context)
+    folder = context.folder_of("teacher")
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise StageError(f"expected the teacher in {folder}, found no finished one; run the stage teacher first")
+    teacher = f"sha256:{manifest.output_digest}"
     tokenizer = chat.load_tokenizer(folder)
     template = chat.template_of(tokenizer, task.chat_template)
     ends = frozenset(chat.end_ids(folder))
@@ -75,7 +79,7 @@ def run_synth(context: StageContext) -> None:
 
     session = open_session(
         recipe.teacher.engine,
-        weights,
+        _weights(context),
         threads=recipe.threads or usable_cores(),
         context=max(len(r.prompt_ids) for r in requests) + task.max_new_tokens,
     )
@@ -97,13 +101,15 @@ def run_synth(context: StageContext) -> None:
             shard_size=synth.shard_size,
             progress=progress,
         )
-    context.figures |= {
-        "asked": counts.asked,
-        "kept": counts.kept,
-        "rejected": counts.rejected,
-        "answer_tokens": counts.answer_tokens,
-        "teacher": teacher,
-    }
+    context.figures.update(
+        {
+            "asked": counts.asked,
+            "kept": counts.kept,
+            "rejected": counts.rejected,
+            "answer_tokens": counts.answer_tokens,
+            "teacher": teacher,
+        }
+    )
     reasons = ", ".join(f"{n} {reason}" for reason, n in counts.rejected.items()) or "none rejected"
     context.report.note(f"{counts.kept} of {counts.asked} answers kept ({reasons})")
 
@@ -168,31 +174,21 @@ def _prompts(context: StageContext) -> list[Prompt]:
     return prompts
 
 
-def _teacher(context: StageContext) -> tuple[Path, Path, str]:
-    """The teacher's Hugging Face folder, what its engine opens, and its revision.
+def _weights(context: StageContext) -> Path:
+    """What the recipe's engine opens: the teacher's folder, or for llama.cpp the GGUF that the teacher came from.
 
     Raises:
-        InputError: the engine cannot open this teacher.
-        StageError: the recipe adapts the teacher and the adapted one is not there.
+        InputError: llama.cpp is asked for, and the teacher is adapted or no GGUF.
     """
     from edgedistill.runtimes.sources import resolve_model
 
     teacher = context.recipe.teacher
-    if teacher.adapt is not None:
-        folder = context.folder_of("teacher")
-        manifest = read_manifest(folder)
-        if manifest is None:
-            raise StageError(f"expected the adapted teacher in {folder}, found no finished one; run teacher first")
-        if teacher.engine != "hf":
-            raise InputError(
-                f'teacher.engine = "{teacher.engine}" opens no adapted teacher; set teacher.engine = "hf", '
-                "or drop [teacher.adapt]"
-            )
-        model = folder if (folder / "config.json").is_file() else folder / "model"
-        return model, model, f"adapted-sha256:{manifest.output_digest}"
-    source = resolve_model(teacher.model)
     if teacher.engine == "hf":
-        return source.folder, source.folder, source.revision
-    if source.gguf is None:
-        raise InputError(f'teacher.engine = "llamacpp" needs a GGUF teacher, found {teacher.model!r}; use engine "hf"')
-    return source.folder, source.gguf, source.revision
+        return context.folder_of("teacher")
+    source = resolve_model(teacher.model)
+    if source.gguf is None or teacher.adapt is not None:
+        found = "an adapted one" if teacher.adapt is not None else repr(teacher.model)
+        raise InputError(
+            f'teacher.engine = "{teacher.engine}" expects a GGUF teacher as it is, found {found}; use engine "hf"'
+        )
+    return source.gguf
