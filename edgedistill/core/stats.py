@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+INNER_RESAMPLES = 200  # of the samples in a block; blocks, which differ more, are resampled more often
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -69,11 +71,8 @@ def block_interval(
     _require_blocks(blocks)
     rng = random.Random(seed)
     values = [statistic(block) for block in blocks]
-    draws = []
-    for _ in range(resamples):
-        chosen = rng.choices(blocks, k=len(blocks))
-        draws.append(statistics.median([statistic(rng.choices(block, k=len(block))) for block in chosen]))
-    return _widened(_interval(statistics.median(values), draws, confidence), values, confidence)
+    pools = [[statistic(rng.choices(block, k=len(block))) for _ in range(_replicates(block))] for block in blocks]
+    return _median_interval(values, pools, confidence=confidence, rng=rng, resamples=resamples)
 
 
 def paired_ratio_interval(
@@ -106,13 +105,11 @@ def paired_ratio_interval(
         return math.log(above / below)
 
     values = [log_ratio(a, b) for a, b in pairs]
-    draws = []
-    for _ in range(resamples):
-        chosen = rng.choices(pairs, k=len(pairs))
-        draws.append(
-            statistics.median([log_ratio(rng.choices(a, k=len(a)), rng.choices(b, k=len(b))) for a, b in chosen])
-        )
-    interval = _widened(_interval(statistics.median(values), draws, confidence), values, confidence)
+    pools = [
+        [log_ratio(rng.choices(a, k=len(a)), rng.choices(b, k=len(b))) for _ in range(_replicates(a, b))]
+        for a, b in pairs
+    ]
+    interval = _median_interval(values, pools, confidence=confidence, rng=rng, resamples=resamples)
     return Interval(math.exp(interval.estimate), math.exp(interval.low), math.exp(interval.high))
 
 
@@ -208,6 +205,26 @@ def _crossing(function: Callable[[float], float], value: float, low: float, high
         else:
             high = middle
     return (low + high) / 2
+
+
+def _replicates(*blocks: Sequence[float]) -> int:
+    """How often a block's samples are resampled; a block of one sample has but itself."""
+    return 1 if all(len(block) == 1 for block in blocks) else INNER_RESAMPLES
+
+
+def _median_interval(
+    values: Sequence[float],
+    pools: Sequence[Sequence[float]],
+    *,
+    confidence: float,
+    rng: random.Random,
+    resamples: int,
+) -> Interval:
+    """Interval of the median of `values`, bootstrapped over blocks, each taken as one of its `pools`' replicates."""
+    draws = []
+    for _ in range(resamples):
+        draws.append(statistics.median([rng.choice(pool) for pool in rng.choices(pools, k=len(pools))]))
+    return _widened(_interval(statistics.median(values), draws, confidence), values, confidence)
 
 
 def _widened(interval: Interval, values: Sequence[float], confidence: float) -> Interval:
