@@ -41,7 +41,8 @@ def follow(
         report.note(f"{run.recipe.name} in {run.folder}")
 
         def tell(step: plan.Step) -> None:
-            report.note(show.step_line(step, figures=_figures(step) if step.state in ("ran", "done") else {}))
+            if step.state in ("done", "running", "ran"):
+                report.note(show.step_line(step, figures=_figures(step) if step.state != "running" else {}))
 
         steps = plan.execute(run, report, until=until, verify=verify, on_step=tell)
     ran = [step.stage for step in steps if step.state == "ran"]

@@ -23,8 +23,10 @@ def time_left(done: float, total: float, elapsed_s: float) -> str:
 
 
 def _figures(figures: dict[str, Any]) -> str:
-    return "".join(f", {name} {value:.4g}" if isinstance(value, float) else f", {name} {value}"
-                   for name, value in figures.items())  # fmt: skip
+    """What the stage says beside its progress; its own estimate of the time left gives way to the pace seen here."""
+    said = {name: value for name, value in figures.items() if name != "eta_s"}
+    shown = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in said.items())
+    return "".join(f", {figure}" for figure in shown)
 
 
 class PlainReporter:

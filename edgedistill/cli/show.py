@@ -55,12 +55,11 @@ def steps_table(steps: Sequence[Step]) -> str:
 def step_line(step: Step, *, figures: dict[str, Any]) -> str:
     """One line as a stage is found done, begins, or has run; `figures` are its headline numbers."""
     if step.state == "running":
-        return f"{step.stage}: running"
-    shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items() if _is_plain(v)][:5]
+        return f"{step.stage}: running ({_cut(step.why)})"
+    shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items() if _is_short(v)][:5]
     said = f" ({', '.join(shown)})" if shown else ""
-    if step.state == "ran":
-        return f"{step.stage}: done in {duration(step.seconds or 0)}{said}"
-    return f"{step.stage}: {step.state}" + (said if step.state == "done" else f", {_why(step.state, step.why)}")
+    took = f"done in {duration(step.seconds or 0)}" if step.state == "ran" else "done"
+    return f"{step.stage}: {took}{said}"
 
 
 def status_table(state: dict[str, Any]) -> str:
@@ -83,13 +82,14 @@ def verdict_table(verdict: Verdict, *, only_open: bool = False) -> str:
     if not checks:
         return summary
     header = ("budget", "artifact", "target", "metric", "limit", "estimate", "interval", "outcome")
-    reasons = [f"{c.budget} {c.artifact}: {c.reason}" for c in checks if c.outcome != "pass"]
+    reasons = [f"{c.budget}: {c.reason}" for c in checks if c.outcome != "pass"]
     return "\n".join([table(header, [_check_row(c) for c in checks]), *reasons, summary])
 
 
 def comparison_table(comparison: dict[str, Any]) -> str:
-    """A run's models, one row each and target, with the change against the teacher in brackets."""
-    return table(COMPARED, comparison_rows(comparison))
+    """A run's models, one row each and target, the change against the teacher in brackets; then what is not told."""
+    problems = dict.fromkeys(f"note: {problem}" for row in comparison["rows"] for problem in row["problems"])
+    return "\n".join([table(COMPARED, comparison_rows(comparison)), *problems])
 
 
 def comparison_rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -154,10 +154,14 @@ def _beside(text: str, change: float | None, unit: str) -> str:
     return f"{text} ({sign}{change:.1f}{'' if unit == '×' else ' '}{unit})"
 
 
-def _why(state: str, text: str, width: int = 120) -> str:
+def _why(state: str, text: str) -> str:
     """What changed can be a whole template; what failed is one sentence, and stays whole."""
-    return text if state == "partial" or len(text) <= width else f"{text[: width - 1]}…"
+    return text if state == "partial" else _cut(text)
 
 
-def _is_plain(value: object) -> bool:
-    return isinstance(value, int | float | str) and not isinstance(value, bool)
+def _cut(text: str, width: int = 120) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _is_short(value: object) -> bool:
+    return isinstance(value, int | float | str) and len(str(value)) <= 24
