@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from edgedistill.core.errors import InputError
-from edgedistill.core.files import atomic_folder
+from edgedistill.core.files import atomic_folder, read_json, write_json
 from edgedistill.core.records import TeacherRecord
 from edgedistill.core.runfolder import Reporter
 from edgedistill.runtimes.chat import encode, load_tokenizer, render
 from edgedistill.train import trim
 from edgedistill.train.data import record_examples
-from edgedistill.train.folders import copy_tokenizer, load_model, save_model, token_texts
+from edgedistill.train.folders import copy_tokenizer, link_model, load_model, read_shape, save_model, token_texts
 from edgedistill.train.prune import choose_layers, keep_layers, narrow_ffn
 
 LAYER_CALIBRATION, FFN_CALIBRATION = 24, 128  # records
@@ -57,21 +57,25 @@ def cut_student(
 
 
 def adopt_student(*, model: Path, teacher: Path, folder: Path, template: str) -> None:
-    """Write the model in `model` into `folder` in float32 with the teacher's tokenizer and template.
+    """Write the model in `model` into `folder` with the teacher's tokenizer, template and ends of generation.
 
     Raises:
         InputError: it has fewer embedding rows than the teacher's tokenizer has tokens.
     """
-    student = load_model(model)
-    tokens = max(token_texts(teacher).values()) + 1
-    if student.config.vocab_size < tokens:
+    rows, tokens = read_shape(model)["vocab_size"], max(token_texts(teacher).values()) + 1
+    if rows < tokens:
         raise InputError(
-            f"expected a student with the teacher's {tokens} tokens, found {student.config.vocab_size} embedding rows "
-            f"in {model}; choose a student of the teacher's family, or [student.cut]"
+            f"expected a student with the teacher's {tokens} tokens, found {rows} embedding rows in {model}; choose a "
+            "student of the teacher's family, or [student.cut]"
         )
     with atomic_folder(folder) as temporary:
+        link_model(model, temporary)
         copy_tokenizer(teacher, temporary, template=template)
-        save_model(student, temporary)
+        for name in ("config.json", "generation_config.json"):
+            theirs = read_json(teacher / name) if (teacher / name).is_file() else {}
+            ours = read_json(temporary / name) if (temporary / name).is_file() else {}
+            ids = {f"{role}_token_id": theirs.get(f"{role}_token_id") for role in ("bos", "eos", "pad")}
+            write_json(temporary / name, ours | ids)
 
 
 def shared_ids(*, teacher: Path, student: Path, rows: int) -> np.ndarray:

@@ -221,13 +221,25 @@ def test_killed_stage_ends_byte_for_byte_alike_and_repeats_no_finished_arm(tmp_p
 
 
 def test_student_of_the_same_tokenizer_is_trained_with_lora(tmp_path, deep, tiny_llama):
+    student = tmp_path / "student"
+    shutil.copytree(tiny_llama, student)
+    for name in ("config.json", "generation_config.json"):  # a base model, which ends as no chat does
+        write_json(student / name, read_json(student / name) | {"eos_token_id": 0})
     train = {"lr": 1e-2, "epochs": 1, "batch_size": 4, "lora": {"rank": 4, "alpha": 8}, "dtype": "bf16"}
-    ctx = trained(tmp_path, deep, student={"model": str(tiny_llama)}, train=train)
+    ctx = trained(tmp_path, deep, student={"model": str(student)}, train=train)
+    assert end_ids(ctx.folder / "student") == (2,) and load(ctx.folder / "student").config.eos_token_id == 2
     before, after = load(ctx.folder / "untrained"), load(ctx.folder / "student")
     assert after.dtype == torch.float32 and after.config.num_hidden_layers == 2
     assert not torch.equal(before.model.layers[1].mlp.up_proj.weight, after.model.layers[1].mlp.up_proj.weight)
     assert torch.equal(before.model.embed_tokens.weight, after.model.embed_tokens.weight)
     assert not (ctx.folder / "control").exists()
+
+
+def test_student_with_too_few_rows_is_refused(tmp_path, deep):
+    small = trained(tmp_path / "a", deep).folder / "untrained"
+    shutil.copyfile(deep / "tokenizer.json", small / "tokenizer.json")
+    with pytest.raises(InputError, match=r"the teacher's 384 tokens, found 352 embedding rows in .*\[student\.cut\]"):
+        trained(tmp_path / "b", deep, student={"model": str(small)})
 
 
 def test_student_of_another_tokenizer_is_refused(tmp_path, deep, tiny_llama):
