@@ -78,7 +78,7 @@ def _teacher(recipe: Recipe) -> dict[str, Any]:
 def _synth(recipe: Recipe) -> dict[str, Any]:
     synth = recipe.synth.model_dump(mode="json")
     task = _task(recipe, "answer", "answer_schema", "chat_template", "max_new_tokens")
-    return {"synth": synth, "engine": recipe.teacher.engine, "task": task}
+    return {"synth": synth, "engine": recipe.teacher.engine, "dtype": recipe.train.dtype, "task": task}
 
 
 def _train(recipe: Recipe) -> dict[str, Any]:

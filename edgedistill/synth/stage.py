@@ -77,11 +77,13 @@ def run_synth(context: StageContext) -> None:
     def progress(done: int, total: int, tokens: int) -> None:
         context.report.progress(done, total, "prompts", tok_s=round(tokens / max(1e-9, time.monotonic() - began)))
 
+    engine = recipe.teacher.engine
     session = open_session(
-        recipe.teacher.engine,
+        engine,
         _weights(context),
         threads=recipe.threads or usable_cores(),
         context=max(len(r.prompt_ids) for r in requests) + task.max_new_tokens,
+        **({"dtype": "bfloat16" if recipe.train.dtype == "bf16" else "float32"} if engine == "hf" else {}),
     )
     with contextlib.closing(session):
         counts = label(
