@@ -94,6 +94,15 @@ def test_three_blocks_give_an_interval_that_covers_the_truth() -> None:
     assert covered / 150 >= 0.87
 
 
+def test_few_noisy_blocks_of_a_positive_quantity_keep_positive_bounds() -> None:
+    interval = block_interval([[1.0], [2.0], [30.0]], confidence=0.95, seed=0)
+    assert 0 < interval.low < 0.1
+    assert interval.high > 30
+    flat = block_interval([[10.0]] * 3, confidence=0.95, seed=0)
+    assert flat.low == flat.estimate == flat.high == 10.0
+    assert block_interval([[0.0], [0.0], [3.0]], confidence=0.95, seed=0).low < 0
+
+
 def test_pairing_removes_what_a_round_has_in_common() -> None:
     rng = random.Random(3)
     slow = [1.0, 3.0, 1.0, 4.0, 1.0, 2.0]
