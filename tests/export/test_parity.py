@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,21 @@ def test_what_engines_cannot_follow_is_said_and_left_out(tmp_path: Path) -> None
         "first-gguf": ([PREFIX_LIMIT], False),
         "first-onnx": ([GENAI_SPM_LIMIT], True),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"), [("LlamaTokenizer", [PREFIX_LIMIT]), ("Qwen2Tokenizer", [NFC_LIMIT]), ("GPT2Tokenizer", [])]
+)
+def test_a_class_that_rebuilds_the_pipeline_is_followed(name: str, limits: list[str], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    save = save_sentencepiece if name.startswith("Llama") else save_byte_level
+    save(model)
+    save_llama(model, rows=1200)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": name}))
+    entry = artifact_of(model, tmp_path / "out", form="gguf")
+    figures, failures = check_text(folder=tmp_path / "out", entry=entry, reference=model, probes=1000)
+    assert (failures, figures["limits"], figures["engine_differing"]) == ([], limits, 0)
 
 
 def test_genai_obeys_the_spelled_out_tokenizer(tmp_path: Path) -> None:
