@@ -93,7 +93,7 @@ def _train(recipe: Recipe) -> dict[str, Any]:
 def _export(recipe: Recipe) -> dict[str, Any]:
     # Which variants ship is the gate's question.
     export = recipe.export.model_dump(mode="json", exclude={"release"})
-    return {"export": export, "task": _task(recipe, "chat_template")}
+    return {"export": export, "task": _task(recipe, "chat_template"), "name": recipe.name}
 
 
 def _eval(recipe: Recipe) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,6 +93,8 @@ def changed(run: plan.Run, recipe: Recipe) -> dict[str, str]:
         ("synth.top_k=4", {"synth"}),
         ("teacher.adapt.rank=4", {"teacher"}),
         ("data.heldout=10", {"data"}),
+        ('name="other"', {"export", "gate"}),
+        ('train.dtype="fp32"', {"teacher", "synth", "train"}),
         ("seed=1", {"data", "teacher", "train"}),
     ],
 )
@@ -98,6 +102,23 @@ def test_an_override_makes_exactly_the_stages_stale_that_depend_on_it(
     finished: plan.Run, override: str, stale: set[str]
 ) -> None:
     assert set(changed(finished, quickstart(override))) == stale
+
+
+def test_no_stage_reads_of_the_recipe_what_the_plan_does_not_watch() -> None:
+    """Sections of the recipe that a package's stage.py reads, against those that its stages' parameters are made of."""
+    root = Path(plan.__file__).parent
+    watched: dict[str, set[str]] = {}
+    for stage in plan.STAGES.values():
+        package = stage.entry.split(".")[1]
+        source = inspect.getsource(stage.parameters)
+        watched.setdefault(package, set()).update(re.findall(r"recipe\.(\w+)", source))
+        if "_task(" in source:
+            watched[package].add("task")
+    for package, sections in watched.items():
+        read = set(re.findall(r"recipe\.(\w+)", (root / package / "stage.py").read_text(encoding="utf-8")))
+        read &= set(Recipe.model_fields)
+        # How many threads work changes no result but a time; the order of variants in a table is no result.
+        assert read - sections <= {"threads"} | ({"export"} if package == "bench" else set()), package
 
 
 def test_stale_says_what_changed(finished: plan.Run) -> None:
