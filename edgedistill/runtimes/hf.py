@@ -109,15 +109,19 @@ class HfSession:
     def _answer(
         self, prompts: list[list[int]], *, max_new_tokens: int, eos_ids: frozenset[int], top_k: int
     ) -> list[Generation]:
-        """One batch, left-padded; rows that ended leave it, together with their cache, once an eighth of it has."""
+        """One batch: the common beginning once, the rest left-padded; ended rows leave, an eighth at a time."""
+        cache = DynamicCache(config=self.model.config)
+        shared = shared_length(prompts)
+        if shared:
+            self._last(torch.tensor([prompts[0][:shared]]), past_key_values=cache)
+            cache.batch_repeat_interleave(len(prompts))
         width = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        ids = torch.zeros(len(prompts), width - shared, dtype=torch.long)
         mask = torch.ones(len(prompts), width + max_new_tokens, dtype=torch.long)
         for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, : width - len(prompt)] = 0
-        positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
+            ids[row, width - len(prompt) :] = torch.tensor(prompt[shared:])
+            mask[row, shared : shared + width - len(prompt)] = 0
+        positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)[:, shared:]
         rows = torch.arange(len(prompts))  # which prompt each row of the batch answers
         ends = torch.tensor(sorted(eos_ids), dtype=torch.long)
         answers: list[list[int]] = [[] for _ in prompts]
@@ -146,3 +150,10 @@ class HfSession:
                 cache.batch_select_indices(keep)
                 ids, positions, mask, rows, live = ids[keep], positions[keep], mask[keep], rows[keep], live[keep]
         return [finished(answer, top, eos_ids=eos_ids) for answer, top in zip(answers, tops, strict=True)]
+
+
+def shared_length(prompts: list[list[int]]) -> int:
+    """How many first ids all prompts share, short of any prompt's last one; 0 for a single prompt."""
+    first, last = min(prompts), max(prompts)  # in lexicographic order: what these two share, all do
+    limit = min(map(len, prompts)) - 1 if len(prompts) > 1 else 0
+    return next((i for i in range(limit) if first[i] != last[i]), limit)

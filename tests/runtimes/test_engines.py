@@ -147,6 +147,23 @@ def test_parallel_context_grows(tiny_gguf: Path, sessions):
     session.close()
 
 
+def test_a_shared_beginning_changes_no_answer(sessions, reference):
+    start = [1, 77, 78, 79, 80]
+    prompts = [start + prompt for prompt in prompts_of(10, seed=8)] + [start, [*start, 5]]
+    answers = sessions["hf"].generate(prompts, max_new_tokens=10, eos_ids=frozenset(range(60)))
+    assert [a.ids for a in answers] == [greedy(reference, p, steps=10, ends=frozenset(range(60))) for p in prompts]
+    twins = sessions["hf"].generate([start] * 3, max_new_tokens=3, eos_ids=frozenset())
+    assert [a.ids for a in twins] == [greedy(reference, start, steps=3, ends=frozenset())] * 3
+
+
+def test_shared_length():
+    assert hf.shared_length([[1, 2, 3]]) == 0
+    assert hf.shared_length([[1, 2, 3], [1, 2, 3]]) == 2
+    assert hf.shared_length([[1, 2, 3, 4], [1, 2, 9], [1, 2, 3, 5]]) == 2
+    assert hf.shared_length([[1], [1, 2]]) == 0
+    assert hf.shared_length([[4, 2], [1, 2]]) == 0
+
+
 def test_bfloat16_is_near(tiny_llama: Path, reference):
     session = open_session("hf", tiny_llama, threads=1, context=CONTEXT, dtype="bfloat16")
     ids = list(range(20))
