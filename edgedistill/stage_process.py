@@ -22,11 +22,12 @@ from typing import IO, Any
 
 from edgedistill.core.config import validate
 from edgedistill.core.errors import EdgeDistillError, InputError, MissingError, StageError
-from edgedistill.core.files import write_json
+from edgedistill.core.files import clear_temporaries, write_json
 from edgedistill.core.host import now
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.runfolder import FOLDERS, Reporter, StageContext, run_stage
 
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
 ERRORS = {error.exit_code: error for error in (InputError, StageError, MissingError)}
 # The same hash order and single-threaded tokenizers in every run: an interrupted run must end byte for byte alike.
 ENVIRONMENT = {
@@ -158,13 +159,12 @@ def main() -> None:
             _run(order, report)
         except EdgeDistillError as e:
             report.send("error", exit_code=e.exit_code, message=str(e))
-        except (OSError, MemoryError) as e:
-            report.send("error", exit_code=StageError.exit_code, message=_cause(order["stage"], e))
         except Exception as e:  # the edge of the process: whatever a library raises becomes one sentence and a log
             traceback.print_exc()
-            message = f"{order['stage']} failed: {_first_line(e)}; the traceback is in logs/{order['stage']}.log"
+            message = _cause(order["stage"], e)
+            folder = Path(order["run"]) / FOLDERS[order["stage"]]
             with contextlib.suppress(OSError):
-                folder = Path(order["run"]) / FOLDERS[order["stage"]]
+                clear_temporaries(folder)  # what a full disk was filled with
                 write_json(folder / "failed.json", {"stage": order["stage"], "error": message, "when": now()})
             report.send("error", exit_code=StageError.exit_code, message=message)
         else:
@@ -185,18 +185,17 @@ def _run(order: Mapping[str, Any], report: Reporter) -> None:
     )
 
 
-def _cause(stage: str, error: OSError | MemoryError) -> str:
-    if isinstance(error, MemoryError):
+def _cause(stage: str, error: Exception) -> str:
+    """One sentence; libraries in other languages tell a full disk or memory only by their words."""
+    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
         return f"{stage} failed: memory ran out; free memory or lower batch_size, and run again"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" at {error.filename}" if error.filename else ""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+        written = getattr(error, "filename2", None) or getattr(error, "filename", None)
+        where = f", writing {written}" if written else ""
         return f"{stage} failed: the disk is full{where}; free space and run again, earlier stages stand"
-    return f"{stage} failed: {error}; what it printed is in logs/{stage}.log"
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    lines = str(error).strip().splitlines()
+    said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{stage} failed: {said}; the traceback is in logs/{stage}.log"
 
 
 def _end_with_parent(orders: int) -> None:

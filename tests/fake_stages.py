@@ -37,6 +37,14 @@ def no_space(context: StageContext) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(context.folder / "model.gguf"))
 
 
+def no_space_in_rust(context: StageContext) -> None:
+    raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def no_memory_in_torch(context: StageContext) -> None:
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes")
+
+
 def no_memory(context: StageContext) -> None:
     raise MemoryError
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgedistill.core.errors import EdgeDistillError
+from edgedistill.core.errors import EXIT_STAGE_FAILED, EdgeDistillError
 
 INTERRUPTED = 130
 
@@ -187,6 +187,9 @@ def main() -> None:
         code = app(arguments or ["--help"], prog_name="edgedistill", standalone_mode=False)
     except EdgeDistillError as e:
         _fail(str(e), e.exit_code, debug=debug)
+    except OSError as e:
+        place = f"{e.filename}: " if e.filename else ""
+        _fail(f"{place}{e.strerror or e}; make room or give access, and run again", EXIT_STAGE_FAILED, debug=debug)
     except typer.TyperException as e:
         _fail(e.format_message(), e.exit_code, debug=debug)
     if code == INTERRUPTED:

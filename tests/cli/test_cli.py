@@ -66,6 +66,7 @@ def test_help_is_quick() -> None:
         (["targets", "show", "lokal-cpu"], 2, "did you mean 'local-cpu'?"),
         (["compare", "quickstart"], 2, "run `edgedistill run quickstart` to the end first"),
         (["gate", "quickstart"], 4, "gate needs what comes before it done, found: data is todo (never run)"),
+        (["run", "quickstart", "--runs-dir", "/dev/null"], 4, "Not a directory; make room or give access"),
         (["report", "quickstart"], 4, "gate needs what comes before it done"),
     ],
 )
