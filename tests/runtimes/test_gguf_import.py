@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tiny_models import save_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from edgedistill.core.errors import InputError
+from edgedistill.runtimes.base import open_session
 from edgedistill.runtimes.gguf_file import read_gguf
 from edgedistill.runtimes.gguf_import import generation_config, import_gguf
 from edgedistill.runtimes.gguf_tokenizer import build_tokenizer, differing, probe_strings
@@ -54,6 +56,21 @@ def test_teacher_keeps_template_ends_and_weights(smollm2):
     assert tokenizer.eos_token == "<|im_end|>" and end_ids(smollm2.gguf) == {0, 2, 4}
     shapes = load_file(smollm2.folder / "model.safetensors")
     assert sum(w.size for w in shapes.values()) == 134_515_008
+
+
+def test_imported_teacher_answers_as_its_gguf_does(smollm2):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.folder)
+    ids = tokenizer("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    ask = {"max_new_tokens": 8, "eos_ids": frozenset({2})}
+    logits, texts = [], []
+    for engine, path in (("hf", smollm2.folder), ("llamacpp", smollm2.gguf)):
+        with closing(open_session(engine, path, threads=1, context=64)) as session:
+            logits.append(session.logits(ids).astype(np.float64))
+            texts.append(tokenizer.decode(session.generate([ids], **ask)[0].ids))
+    assert texts == ["The capital of France is Paris.<|im_end|>"] * 2
+    ours, theirs = (rows - np.log(np.exp(rows).sum(axis=1, keepdims=True)) for rows in logits)
+    kld = (np.exp(ours) * (ours - theirs)).sum(axis=1)
+    assert kld.mean() < 0.02  # llama.cpp rounds activations to 8 bits; wrong weights give whole nats
 
 
 def test_weights_come_back_bit_for_bit(tiny_llama: Path, tiny_gguf: Path, tmp_path: Path):
