@@ -123,7 +123,7 @@ class Train(Noun):
     evals_per_epoch: Positive = 1
     patience: Positive = 3
     checkpoint_every_s: float = 30.0
-    dtype: Literal["bf16", "fp32"] = "bf16"
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
     lora: Lora | None = None
     control: Control | None = None
 

@@ -49,6 +49,7 @@ def run_synth(context: StageContext) -> None:
     from edgedistill.runtimes import chat
     from edgedistill.runtimes.base import open_session
     from edgedistill.runtimes.logit_cache import CacheIdentity
+    from edgedistill.runtimes.precision import session_dtype
     from edgedistill.synth.label import Request, label, request_id
     from edgedistill.synth.validate import check_answer, schema_check
 
@@ -83,7 +84,7 @@ def run_synth(context: StageContext) -> None:
         _weights(context),
         threads=recipe.threads or usable_cores(),
         context=max(len(r.prompt_ids) for r in requests) + task.max_new_tokens,
-        **({"dtype": "bfloat16" if recipe.train.dtype == "bf16" else "float32"} if engine == "hf" else {}),
+        **({"dtype": session_dtype(recipe.train.dtype)} if engine == "hf" else {}),
     )
     with contextlib.closing(session):
         counts = label(

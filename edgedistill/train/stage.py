@@ -24,6 +24,7 @@ def run_teacher(context: StageContext) -> None:
         StageError: the adapted teacher is not good enough at the task.
     """
     from edgedistill.runtimes import chat
+    from edgedistill.runtimes.precision import uses_bf16
     from edgedistill.runtimes.sources import resolve_model
     from edgedistill.train import adapt
 
@@ -45,7 +46,7 @@ def run_teacher(context: StageContext) -> None:
             gold=_prompts(context, "gold"),
             template=template,
             seed=recipe.seed,
-            bf16=recipe.train.dtype == "bf16",
+            bf16=uses_bf16(recipe.train.dtype),
             report=context.report,
             checkpoint_every_s=recipe.train.checkpoint_every_s,
             **settings,
@@ -72,6 +73,7 @@ def run(context: StageContext) -> None:
         StageError: nothing to train on, the vocabulary is too small for the task, or a loss is not finite.
     """
     from edgedistill.runtimes import chat
+    from edgedistill.runtimes.precision import uses_bf16
     from edgedistill.train import arms, data, folders, student
 
     recipe = context.recipe
@@ -105,7 +107,7 @@ def run(context: StageContext) -> None:
                 valid=valid,
                 kd_weight=kd_weight,
                 lora=recipe.train.lora.model_dump() if recipe.train.lora else None,
-                bf16=recipe.train.dtype == "bf16",
+                bf16=uses_bf16(recipe.train.dtype),
                 seed=recipe.seed,
                 report=context.report,
                 **settings,
@@ -141,10 +143,11 @@ def _make_student(
 def _greedy(context: StageContext, asked: list[list[int]], *, threads: int) -> list[list[int]]:
     from edgedistill.runtimes.base import open_session
     from edgedistill.runtimes.chat import end_ids
+    from edgedistill.runtimes.precision import session_dtype
 
     limit = context.recipe.task.max_new_tokens
     longest = max((len(ids) for ids in asked), default=1)
-    dtype = "bfloat16" if context.recipe.train.dtype == "bf16" else "float32"
+    dtype = session_dtype(context.recipe.train.dtype)
     session = open_session("hf", context.folder, threads=threads, context=longest + limit, dtype=dtype)
     try:
         ends, size, answers = frozenset(end_ids(context.folder)), context.recipe.synth.batch_size, []
