@@ -12,6 +12,9 @@ import numpy as np
 
 from edgedistill.core.errors import InputError
 
+ROWS_AT_ONCE = 8  # rows of logits worked on together: as many as stay in a core's cache
+BLOCK = 128
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -118,13 +121,30 @@ def check_batch(batch: list[list[int]], *, max_new_tokens: int, context: int, vo
 def top_logprobs(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The `k` best ids and their log-probs of each row of `[n, vocab]`, best first, ties by id; `[n, k]` each."""
     k = min(k, logits.shape[1])
-    peak = logits.max(axis=1, keepdims=True)
-    total = np.log(np.exp(logits - peak).sum(axis=1)) + peak[:, 0]
     ids = np.empty((len(logits), k), np.int32)
-    for row, values in enumerate(logits):
-        near = np.flatnonzero(values >= np.partition(values, -k)[-k])  # more than k where the last are equal
-        ids[row] = near[np.argsort(-values[near], kind="stable")[:k]]
-    return ids, (np.take_along_axis(logits, ids, axis=1) - total[:, None]).astype(np.float32)
+    values = np.empty((len(logits), k), np.float32)
+    for begin in range(0, len(logits), ROWS_AT_ONCE):
+        rows = logits[begin : begin + ROWS_AT_ONCE]
+        for row, low in zip(range(begin, begin + len(rows)), _below_best(rows, k), strict=True):
+            near = np.flatnonzero(logits[row] >= low)
+            ids[row] = near[np.argsort(-logits[row][near], kind="stable")[:k]]
+        peak = rows.max(axis=1, keepdims=True)
+        total = np.log(np.exp(rows - peak).sum(axis=1, keepdims=True)) + peak
+        values[begin : begin + len(rows)] = np.take_along_axis(rows, ids[begin : begin + len(rows)], axis=1) - total
+    return ids, values
+
+
+def _below_best(rows: np.ndarray, k: int) -> np.ndarray:
+    """For each row a value that its `k` best reach and few others do: the k-th highest of the maxima of its blocks.
+
+    Far cheaper than sorting out the k-th value itself, and no tie with it is lost.
+    """
+    count, vocab = rows.shape
+    blocks = vocab // BLOCK
+    if blocks < k:
+        return np.partition(rows, -k, axis=1)[:, -k]
+    highest = rows[:, : blocks * BLOCK].reshape(count, blocks, BLOCK).max(axis=2)
+    return np.partition(highest, -k, axis=1)[:, -k]
 
 
 def finished(ids: list[int], tops: list[tuple[np.ndarray, np.ndarray]], *, eos_ids: frozenset[int]) -> Generation:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from edgedistill.core.errors import InputError
 from edgedistill.runtimes.base import Generation, check_batch, check_room, finished, top_logprobs
+from edgedistill.runtimes.memory import freed_memory_kept
 from edgedistill.runtimes.sources import check_folder
 
 BATCH_ROWS = 128  # prompts answered together; a matrix product of 128 rows is within a tenth of the CPU's bf16 peak
@@ -92,9 +93,10 @@ class HfSession:
         while order:
             rows = max(1, min(BATCH_ROWS, BATCH_TOKENS // (len(batch[order[0]]) + max_new_tokens)))
             chosen, order = order[:rows], order[rows:]
-            answers = self._answer(
-                [batch[i] for i in chosen], max_new_tokens=max_new_tokens, eos_ids=eos_ids, top_k=top_k_logprobs
-            )
+            with freed_memory_kept():
+                answers = self._answer(
+                    [batch[i] for i in chosen], max_new_tokens=max_new_tokens, eos_ids=eos_ids, top_k=top_k_logprobs
+                )
             done.update(zip(chosen, answers, strict=True))
         return [done[i] for i in range(len(batch))]
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from edgedistill.core.errors import StageError
 from edgedistill.core.files import write_json
 from edgedistill.core.runfolder import Reporter
+from edgedistill.runtimes.memory import freed_memory_kept
 from edgedistill.train.checkpoint import (
     Position,
     append_metrics,
@@ -33,7 +34,6 @@ from edgedistill.train.checkpoint import (
 )
 from edgedistill.train.data import Batch, Example, collate, epoch_batches, micro_batches
 from edgedistill.train.losses import LossSums, cross_entropy, distillation_loss
-from edgedistill.train.memory import freed_memory_kept
 
 # Up to this length plain matrix products are several times faster on a CPU than the fused attention's backward.
 EAGER_ATTENTION_TOKENS = 256

@@ -260,12 +260,14 @@ def test_damaged_genai_folders(name: str, tiny_onnx: Path, tmp_path: Path, capfd
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("vocab", "k"), [(500, 40), (6001, 8), (5, 8)], ids=["few blocks", "blocks", "all"])
 @pytest.mark.parametrize("spread", [0.0, 0.001, 1.0, 30.0])
-def test_top_logprobs_against_a_full_sort(spread: float):
-    logits = (np.random.default_rng(0).standard_normal((7, 500)) * spread).astype(np.float32)
-    ids, values = top_logprobs(logits, 40)
+def test_top_logprobs_against_a_full_sort(spread: float, vocab: int, k: int):
+    logits = (np.random.default_rng(0).standard_normal((19, vocab)) * spread).astype(np.float32)
+    logits[:, -1] = logits.max(axis=1)  # a tie with the best, outside every whole block
+    ids, values = top_logprobs(logits, k)
     exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum(axis=1, keepdims=True))
-    order = np.argsort(-exact, axis=1, kind="stable")[:, :40]
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     assert (ids == order).all()
     np.testing.assert_allclose(values, np.take_along_axis(exact, order, axis=1), atol=2e-4)
 

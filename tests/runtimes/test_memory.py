@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from edgedistill.train.memory import freed_memory_kept
+from edgedistill.runtimes.memory import freed_memory_kept
 
 BLOCK = 64 << 20
 
