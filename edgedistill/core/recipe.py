@@ -50,10 +50,14 @@ class Data(Noun):
 
 
 class Adapt(Noun):
-    """LoRA adaptation of the teacher to the gold split, and the exact match on `valid` it must reach."""
+    """LoRA adaptation of the teacher to the gold split, and the exact match on `valid` it must reach.
+
+    Layers before `first_layer` stay as they are, which saves their part of the backward pass.
+    """
 
     rank: Positive = 16
     alpha: Positive = 32
+    first_layer: Annotated[int, Field(ge=0)] = 0
     lr: float = 1e-3
     epochs: float = 2.0
     batch_size: Positive = 16
@@ -109,7 +113,10 @@ class Control(Noun):
 
 
 class Train(Noun):
-    """Phase 2: cross-entropy on the teacher's answers plus forward KL from its cached distributions."""
+    """Phase 2: cross-entropy on the teacher's answers plus forward KL from its cached distributions.
+
+    `freeze_embeddings` leaves the token embeddings, and a head tied to them, as the student came with them.
+    """
 
     lr: float = 1e-3
     epochs: float = 2.0
@@ -124,6 +131,7 @@ class Train(Noun):
     patience: Positive = 3
     checkpoint_every_s: float = 30.0
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    freeze_embeddings: bool = False
     lora: Lora | None = None
     control: Control | None = None
 

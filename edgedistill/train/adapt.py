@@ -30,6 +30,7 @@ def adapt_teacher(
     template: str,
     rank: int,
     alpha: int,
+    first_layer: int,
     lr: float,
     epochs: float,
     batch_size: int,
@@ -42,7 +43,8 @@ def adapt_teacher(
     """Write the model in `source`, adapted to `gold`, into `folder`; goes on where an earlier call was stopped.
 
     Raises:
-        InputError: the model cannot be loaded, a gold prompt has no answer, or none fits the model's context.
+        InputError: the model cannot be loaded or has no layer `first_layer`, a gold prompt has no answer, or none fits
+            the model's context.
         StageError: the loss is not finite.
     """
     tokenizer = load_tokenizer(source)
@@ -57,7 +59,7 @@ def adapt_teacher(
         )
     if too_long:
         report.note(f"gold: left out {len(too_long)} of {len(gold)}, longer than the teacher's context")
-    wrapped = add_lora(model, rank=rank, alpha=alpha, seed=seed)
+    wrapped = add_lora(model, rank=rank, alpha=alpha, seed=seed, first_layer=first_layer)
     checkpoints = folder / "checkpoints"
     train_model(
         wrapped,
@@ -78,7 +80,7 @@ def adapt_teacher(
     trained = factors(wrapped)
     del model, wrapped
     # Merged into the float32 weights, not into the rounded ones that it was trained beside.
-    merged = merge_lora(load_model(source), trained, rank=rank, alpha=alpha)
+    merged = merge_lora(load_model(source), trained, rank=rank, alpha=alpha, first_layer=first_layer)
     temporary = _temporary(folder)
     save_model(merged, temporary)
     copy_tokenizer(source, temporary, template=template)

@@ -23,6 +23,7 @@ def train_arm(
     valid: Sequence[Example],
     kd_weight: float,
     lora: Mapping[str, int] | None,
+    freeze_embeddings: bool,
     bf16: bool,
     seed: int,
     report: Reporter,
@@ -30,7 +31,8 @@ def train_arm(
 ) -> TrainResult:
     """Train the model in `untrained` and write it to `folder/arm`; checkpoints and metrics lie in `folder`.
 
-    `lora` has `rank` and `alpha`; `settings` are those of `train_model`.
+    `lora` has `rank` and `alpha`; a head tied to frozen embeddings is frozen too; `settings` are those of
+    `train_model`.
 
     Raises:
         InputError: a checkpoint is damaged.
@@ -39,6 +41,8 @@ def train_arm(
     model = load_model(untrained, bf16=bf16 and lora is not None)
     if lora is not None:
         model = add_lora(model, **lora, seed=seed)
+    if freeze_embeddings:
+        model.get_input_embeddings().weight.requires_grad_(False)
     result = train_model(
         model,
         train=train,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -9,12 +10,26 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
+from edgedistill.core.errors import InputError
 
-def add_lora(model: Any, *, rank: int, alpha: int, seed: int) -> Any:
-    """Wrap `model`: its own weights frozen, low-rank float32 factors trainable; equal seeds give equal factors."""
+LAYER_NUMBER = re.compile(r"\blayers\.(\d+)\.")
+
+
+def add_lora(model: Any, *, rank: int, alpha: int, seed: int, first_layer: int = 0) -> Any:
+    """Wrap `model`: its own weights frozen, low-rank float32 factors trainable; equal seeds give equal factors.
+
+    Layers before `first_layer` get none, so that no gradient passes through them.
+
+    Raises:
+        InputError: the model has no layer `first_layer`.
+    """
     torch.manual_seed(seed)
     settings = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=_linear_from(model, first_layer) if first_layer else "all-linear",
+        task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, settings)
     for module in wrapped.modules():
@@ -29,11 +44,22 @@ def factors(wrapped: Any) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in wrapped.named_parameters() if p.requires_grad}
 
 
-def merge_lora(model: Any, trained: dict[str, Tensor], *, rank: int, alpha: int) -> Any:
+def merge_lora(model: Any, trained: dict[str, Tensor], *, rank: int, alpha: int, first_layer: int = 0) -> Any:
     """Add the product of `trained` factors to the weights of a model like the one they were trained beside."""
-    wrapped = add_lora(model, rank=rank, alpha=alpha, seed=0)
+    wrapped = add_lora(model, rank=rank, alpha=alpha, seed=0, first_layer=first_layer)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(trained[name])
     return wrapped.merge_and_unload()
+
+
+def _linear_from(model: Any, first_layer: int) -> list[str]:
+    """Names of the linear modules of all layers from `first_layer` on."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    places = {name: int(found[1]) for name in linear if (found := LAYER_NUMBER.search(name))}
+    names = [name for name, place in places.items() if place >= first_layer]
+    if not names:
+        found = f"{max(places.values()) + 1} of them" if places else "none that are numbered"
+        raise InputError(f"expected LoRA to begin at a layer of the model, found {first_layer} and {found}; lower it")
+    return names

@@ -252,3 +252,25 @@ def test_lora_trains_factors_alone_and_merges_to_the_same_logits(tiny_llama, tmp
     changed = {name for name, p in merged.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if "_proj" in name}
     assert all(np.isfinite(p.detach().numpy()).all() for p in merged.parameters())
+
+
+def test_lora_from_a_layer_on_leaves_those_before_as_they_are(tiny_llama):
+    wrapped = add_lora(load(tiny_llama), rank=4, alpha=8, seed=0, first_layer=1)
+    trained = factors(wrapped)
+    assert len(trained) == 2 * 7 and all(".layers.1." in name for name in trained)
+    ids = torch.arange(1, 9)[None]
+    wrapped(input_ids=ids, labels=ids).loss.backward()
+    for name, value in trained.items():
+        if "lora_B" in name:
+            value.normal_(std=0.02)
+    merged = merge_lora(load(tiny_llama), trained, rank=4, alpha=8, first_layer=1)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, wrapped(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+    before, after = load(tiny_llama).state_dict(), merged.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) == 7 and all(".layers.1." in name for name in changed)
+
+
+def test_lora_from_a_layer_that_is_not_there_is_refused(tiny_llama):
+    with pytest.raises(InputError, match="begin at a layer of the model, found 2 and 2 of them; lower it"):
+        add_lora(load(tiny_llama), rank=4, alpha=8, seed=0, first_layer=2)
