@@ -116,10 +116,11 @@ def _sample(records: Sequence[TeacherRecord], count: int) -> list[TeacherRecord]
 def _trim(
     model: Any, *, teacher: Path, folder: Path, size: int, records: Sequence[TeacherRecord], template: str
 ) -> None:
-    parsed = trim.read_tokenizer(teacher)
+    parsed, tokenizer = trim.read_tokenizer(teacher), load_tokenizer(teacher)
     task: dict[int, int] = {}
     for record in records:
-        for token in (*record.prompt_ids, *record.answer_ids):
+        # A teacher may write a text in other tokens than its tokenizer reads it in; the student needs both.
+        for token in (*record.prompt_ids, *record.answer_ids, *encode(tokenizer, record.answer)):
             task[token] = task.get(token, 0) + 1
     protected = trim.protected_tokens(teacher, parsed, template=template)
     keep = trim.choose_tokens(parsed, size=size, task=task, english={}, protected=protected)

@@ -20,6 +20,7 @@ from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import canonical_json, read_json, write_json, write_text
 
 ROLES = ("bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "mask_token")
+SPACES = ("\u0120", "\u2581")  # how byte-level and SentencePiece vocabularies write a space
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -80,7 +81,8 @@ def choose_tokens(
     """Ids to keep, ascending `[size]`.
 
     First the special tokens in use, the byte alphabet and every token of `task`; then the most frequent of `english`;
-    then those merged earliest. Each comes with the tokens its merges go through.
+    then those merged earliest. Each comes with the tokens its merges go through, and with its twin, the same letters
+    with or without a space before them: copying a word from a sentence into quotes then takes one step, not spelling.
 
     Raises:
         InputError: `size` is no multiple of 32.
@@ -103,12 +105,16 @@ def choose_tokens(
             f"the task's texts need {len(kept)} tokens, found student.cut.vocab = {size}; raise it to at least {need}"
         )
     by_count = sorted(english, key=lambda token: (-english[token], token))
-    by_rank = (vocab[a + b] for a, b in ranks_in_order(ranks) if a + b in vocab)
-    for token in (*by_count, *by_rank):
+    by_rank = [vocab[a + b] for a, b in ranks_in_order(ranks) if a + b in vocab]
+    twins = _twins(vocab)
+    used = sorted((token for token in task if token in twins), key=lambda token: (-task[token], token))
+    chosen = [parts.of(t) | (parts.of(twins[t]) if t in twins else set()) for t in (*used, *by_count) if t not in added]
+    pairs = (parts.of(t) | parts.of(twins[t]) if t in twins else parts.of(t) for t in by_rank)
+    alone = (parts.of(t) for t in by_rank)  # for what has no room for two
+    for wanted in itertools.chain(chosen, pairs, alone):
         if len(kept) == size:
             break
-        wanted = parts.of(token) - kept
-        if token not in added and len(kept) + len(wanted) <= size:
+        if len(kept) + len(wanted - kept) <= size:
             kept |= wanted
     if len(kept) < size:
         raise StageError(
@@ -116,6 +122,15 @@ def choose_tokens(
             f"{len(kept) // 32 * 32}, or leave it out"
         )
     return np.array(sorted(kept))
+
+
+def _twins(vocab: Mapping[str, int]) -> dict[int, int]:
+    """For each token that differs from another in nothing but a space before it, that other."""
+    mark = next((m for m in SPACES if m in vocab), None)
+    if mark is None:
+        return {}
+    pairs = [(vocab[text], vocab[mark + text]) for text in vocab if mark + text in vocab]
+    return {a: b for pair in pairs for a, b in (pair, pair[::-1])}
 
 
 def ranks_in_order(ranks: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:

@@ -235,6 +235,33 @@ def test_student_of_the_same_tokenizer_is_trained_with_lora(tmp_path, deep, tiny
     assert not (ctx.folder / "control").exists()
 
 
+def test_an_answer_in_unusual_tokens_keeps_its_usual_ones(tmp_path, deep):
+    run_teacher(context(tmp_path, "teacher", deep))
+    ctx = context(tmp_path, "synth", deep)
+    label(ctx)
+    tokenizer = load_tokenizer(deep)
+    path = ctx.folder / "records-00000.jsonl"
+    rows = read_jsonl(path)
+    for row in rows:
+        letters = [tokenizer.convert_tokens_to_ids(letter) for letter in row["answer"]]
+        row |= {"answer_ids": [*letters, row["answer_ids"][-1]], "logits_key": None}
+    write_jsonl(path, rows)
+    cut = {"layers": (0, 2), "vocab": 320}
+    ctx = context(tmp_path, "train", deep, student={"cut": cut})
+    run(ctx)
+    student = load_tokenizer(ctx.folder / "student")
+    for row in rows:
+        usual = tokenizer.tokenize(row["answer"])
+        assert len(usual) < len(row["answer"]) and student.tokenize(row["answer"]) == usual
+
+
+def test_frozen_embeddings_stay_as_they_were(tmp_path, deep):
+    train = {"lr": 1e-2, "epochs": 1, "batch_size": 4, "freeze_embeddings": True, "dtype": "fp32"}
+    ctx = trained(tmp_path, deep, train=train)
+    before, after = load(ctx.folder / "untrained").state_dict(), load(ctx.folder / "student").state_dict()
+    assert {n for n in before if torch.equal(before[n], after[n])} == {"model.embed_tokens.weight", "lm_head.weight"}
+
+
 def test_student_with_too_few_rows_is_refused(tmp_path, deep):
     small = trained(tmp_path / "a", deep).folder / "untrained"
     shutil.copyfile(deep / "tokenizer.json", small / "tokenizer.json")

@@ -149,6 +149,17 @@ def test_most_frequent_english_comes_before_early_merges(source):
     assert last in kept[1] and last not in kept[0]
 
 
+def test_a_word_is_kept_with_and_without_a_space_before_it(source):
+    parsed = trim.read_tokenizer(source)
+    vocab = parsed["model"]["vocab"]
+    twins = {i: vocab[t] for t, i in vocab.items() for t in (t[1:] if t.startswith("Ġ") else f"Ġ{t}",) if t in vocab}
+    task = dict.fromkeys(list(twins)[:20], 1)
+    keep = set(trim.choose_tokens(parsed, size=416, task=task, english={}, protected=["<|im_end|>"]).tolist())
+    assert all(twins[i] in keep for i in task)
+    with_twin = [i for i in keep & twins.keys() if twins[i] in keep]
+    assert len(with_twin) > 40 and len(with_twin) > 0.9 * len(keep & twins.keys())
+
+
 def test_other_tokenizers_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": []}}))
     with pytest.raises(InputError, match=r"plain BPE tokenizer, found Unigram .*leave student.cut.vocab out"):
