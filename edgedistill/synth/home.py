@@ -3,7 +3,8 @@
 A command names one of ten devices, perhaps a room, an action, perhaps a value; its answer copies the room's words and
 the value. Whatever else is said — questions, other devices, small talk — is answered with a refusal. Every utterance of
 `heldout` has a sentence template that no other split has; its rooms, numbers, colours, music, other devices and
-subjects stand in no other split; the same holds for `valid`.
+subjects are those of no other split; the same holds for `valid`. (Of the names of rooms, colours and music the single
+words are known: see `home_names`.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgedistill.core.errors import InputError
+from edgedistill.synth import home_names as names
 from edgedistill.synth import home_phrases as phrases
 from edgedistill.synth import home_refusals as refusals
 from edgedistill.synth import home_words as words
@@ -64,6 +66,7 @@ INTENTS: tuple[tuple[str, str, tuple[str, ...], range | None], ...] = (
 DEALT = (*INTENTS, *(intent for intent in INTENTS if intent[2] in (("color",), ("play",))))
 # What to leave alone is an open set, so learners are shown more of it than tests ask for.
 REFUSAL_SHARE = {"gold": 0.25, "prompts": 0.25, "valid": 0.18, "heldout": 0.18}
+MADE_UP_SHARE = {"gold": 0.3, "prompts": 0.7}  # of rooms, colours, music and things no home command is about
 UNKNOWN_GROUPS = ("on", "off", "start", "stop", "open", "close", "lock", "percent")
 
 ANSWER_SCHEMA: dict[str, Any] = {
@@ -192,6 +195,8 @@ def _slots(rng: random.Random, tier: str, template: str) -> dict[str, str]:
         "person": words.PEOPLE, "thing": words.THINGS, "task": words.TASKS,
     }  # fmt: skip
     chosen = {slot: rng.choice(_own(table, tier)) for slot, table in tables.items() if "{" + slot + "}" in template}
+    share = MADE_UP_SHARE.get(tier, 0.0)
+    chosen |= {slot: names.made_up(rng, slot) for slot in names.MAKERS if slot in chosen and rng.random() < share}
     if "{kdev}" in template:
         chosen["kdev"] = rng.choice(refusals.ASKED_ABOUT)
     for slot in ("n", "m"):
@@ -215,7 +220,10 @@ def _command(
 
 def _other_device(rng: random.Random, tier: str) -> Utterance:
     template = _placed(rng, tier, (rng.choice(UNKNOWN_GROUPS),))
-    fillers = _slots(rng, tier, template) | {"dev": rng.choice(_own(words.UNKNOWN, tier))}
+    made_up = rng.random() < MADE_UP_SHARE.get(tier, 0.0)
+    fillers = _slots(rng, tier, template) | {
+        "dev": names.word(rng) if made_up else rng.choice(_own(words.UNKNOWN, tier))
+    }
     return Utterance(text=template.format(**fillers), answer=REFUSAL, template=template, fillers=fillers)
 
 

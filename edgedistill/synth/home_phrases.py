@@ -11,7 +11,9 @@ FRAMES = {
     "gold": (
         "{c}", "{c}", "please {c}", "{c} please", "can you {c}", "could you {c}", "i want you to {c}", "hey {c}",
         "would you {c}", "i need you to {c}", "{c} now", "could you please {c}", "{c} thanks", "ok {c}", "just {c}",
-        "it is late so {c}", "{c} when you can", "do me a favor and {c}", "i'd like you to {c}",
+        "your next job is to {c}", "first of all {c}", "listen {c}", "one more thing {c}", "{c} today", "tonight {c}",
+        "may i ask you to {c}", "{c} this instant", "and then {c}", "it is late so {c}", "{c} when you can",
+        "do me a favor and {c}", "i'd like you to {c}",
     ),
     "prompts": (
         "will you {c}", "now {c}", "can you please {c}", "so {c}", "{c} right away", "{c} thank you", "quickly {c}",
@@ -57,6 +59,7 @@ NO_ROOM = {
 PHRASES = {
     "on": {
         "gold": (
+            "bring {np} on", "fire up {np}", "make {np} go on", "!{np} must be on",
             "turn on {np}", "turn {np} on", "switch on {np}", "switch {np} on", "power on {np}", "activate {np}",
             "enable {np}", "put {np} on", "!i want {np} on", "!{np} on please",
         ),
@@ -71,6 +74,7 @@ PHRASES = {
     },
     "off": {
         "gold": (
+            "make {np} go off", "kill {np}", "knock {np} off", "!{np} must be off",
             "turn off {np}", "turn {np} off", "switch off {np}", "switch {np} off", "power off {np}", "deactivate {np}",
             "disable {np}", "shut {np} off", "!i want {np} off", "!{np} off please",
         ),
@@ -97,6 +101,7 @@ PHRASES = {
     },
     "dim": {
         "gold": (
+            "tone {np} down", "soften {np}", "!{np} must be dimmer",
             "dim {np}", "dim {np} a bit", "make {np} darker", "make {np} dimmer", "!i want {np} dimmed",
         ),
         "prompts": (
@@ -106,13 +111,17 @@ PHRASES = {
         "heldout": ("dim {np} somewhat", "make {np} a bit dimmer", "make {np} a little darker"),
     },
     "brighten": {
-        "gold": ("brighten {np}", "brighten {np} a bit", "make {np} brighter", "!i want {np} brighter"),
+        "gold": (
+            "make {np} shine more", "!{np} must be brighter", "brighten {np}",
+            "brighten {np} a bit", "make {np} brighter", "!i want {np} brighter",
+        ),
         "prompts": ("brighten {np} a little", "brighten up {np}", "get {np} brighter"),
         "valid": ("make {np} a lot brighter",),
         "heldout": ("brighten {np} somewhat", "make {np} a bit brighter", "make {np} a little brighter"),
     },
     "percent": {
         "gold": (
+            "let {np} go to {n} percent", "!{n} percent for {np}", "!{np} must be at {n} percent",
             "set {np} to {n} percent", "put {np} at {n} percent", "change {np} to {n} percent",
             "turn {np} to {n} percent", "bring {np} to {n} percent", "!{np} to {n} percent",
             "!i want {np} at {n} percent",
@@ -129,6 +138,7 @@ PHRASES = {
     },
     "brightness": {
         "gold": (
+            "make the brightness of {np} {n} percent",
             "set the brightness of {np} to {n} percent", "put {np} at {n} percent brightness",
             "bring the brightness of {np} to {n} percent",
         ),
@@ -140,6 +150,7 @@ PHRASES = {
     },
     "color": {
         "gold": (
+            "give {np} a {color} color", "let {np} shine {color}", "!{color} for {np}",
             "make {np} {color}", "set {np} to {color}", "turn {np} {color}", "change {np} to {color}",
             "set the color of {np} to {color}", "!i want {np} {color}", "color {np} {color}",
         ),
@@ -147,13 +158,14 @@ PHRASES = {
             "switch {np} to {color}", "make the color of {np} {color}", "turn {np} to {color}", "!i need {np} {color}",
             "put {np} in {color}",
         ),
-        "valid": ("make {np} all {color}",),
+        "valid": ("make {np} all {color}", "let {np} be {color}"),
         "heldout": (
             "change the color of {np} to {color}", "turn the color of {np} to {color}", "!i would like {np} {color}",
         ),
     },
     "degrees": {
         "gold": (
+            "let {np} go to {n} degrees", "!{n} degrees for {np}", "!{np} must be at {n} degrees",
             "set {np} to {n} degrees", "put {np} at {n} degrees", "change {np} to {n} degrees",
             "turn {np} to {n} degrees", "set the temperature of {np} to {n} degrees", "heat {np} to {n} degrees",
             "!i want {np} at {n} degrees",
@@ -171,26 +183,29 @@ PHRASES = {
     },
     "open": {
         "gold": (
+            "throw {np} open", "make {np} go up", "!{np} must be open",
             "open {np}", "raise {np}", "open up {np}", "pull up {np}", "lift {np}", "!i want {np} open", "pull {np} up",
             "roll {np} up",
         ),
         "prompts": ("get {np} open", "open {np} fully", "bring {np} up", "!i need {np} open", "move {np} up"),
-        "valid": ("slide {np} open",),
+        "valid": ("slide {np} open", "draw {np} open"),
         "heldout": ("roll up {np}", "lift up {np}", "open {np} all the way", "!i would like {np} open"),
     },
     "close": {
         "gold": (
+            "make {np} go down", "!{np} must be closed",
             "close {np}", "lower {np}", "shut {np}", "pull down {np}", "drop {np}", "!i want {np} closed",
             "pull {np} down", "roll {np} down",
         ),
         "prompts": (
             "get {np} closed", "close {np} fully", "bring {np} down", "!i need {np} closed", "move {np} down",
         ),
-        "valid": ("slide {np} shut",),
+        "valid": ("slide {np} shut", "draw {np} shut"),
         "heldout": ("roll down {np}", "close {np} all the way", "!i would like {np} closed", "bring down {np}"),
     },
     "lock": {
         "gold": (
+            "put the lock on {np}", "lock {np} for the night", "!{np} must be locked",
             "lock {np}", "lock up {np}", "make sure {np} is locked", "secure {np}", "!i want {np} locked",
             "get {np} locked",
         ),
@@ -205,6 +220,7 @@ PHRASES = {
     },
     "unlock": {
         "gold": (
+            "take the lock off {np}", "let {np} be unlocked", "!{np} must be unlocked",
             "unlock {np}", "make sure {np} is unlocked", "undo the lock on {np}", "!i want {np} unlocked",
             "get {np} unlocked",
         ),
@@ -220,6 +236,7 @@ PHRASES = {
     },
     "mute": {
         "gold": (
+            "cut the sound of {np}", "hush {np}", "!{np} must be muted",
             "mute {np}", "silence {np}", "mute the sound of {np}", "put {np} on mute", "!i want {np} muted",
         ),
         "prompts": ("set {np} to mute", "quiet {np}", "!i need {np} muted", "turn off the sound of {np}"),
@@ -230,6 +247,7 @@ PHRASES = {
     },
     "volume": {
         "gold": (
+            "make the volume of {np} {n}", "give {np} a volume of {n}", "!{np} must be at volume {n}",
             "set the volume of {np} to {n}", "turn the volume of {np} to {n}", "put {np} at volume {n}",
             "set {np} to volume {n}", "change the volume of {np} to {n}", "!i want {np} at volume {n}",
         ),
@@ -246,6 +264,7 @@ PHRASES = {
     },
     "channel": {
         "gold": (
+            "let me see channel {n} on {np}", "turn {np} over to channel {n}", "!channel {n} for {np}",
             "switch {np} to channel {n}", "put {np} on channel {n}", "change {np} to channel {n}",
             "set {np} to channel {n}", "put channel {n} on {np}", "!i want channel {n} on {np}",
         ),
@@ -261,6 +280,7 @@ PHRASES = {
     },
     "play": {
         "gold": (
+            "let me hear {music} on {np}", "run {music} on {np}", "!{music} for {np}",
             "play {music} on {np}", "play some {music} on {np}", "put {music} on {np}", "play {music} music on {np}",
             "start {music} on {np}", "!i want {music} on {np}", "let {np} play {music}",
         ),
@@ -268,7 +288,7 @@ PHRASES = {
             "start playing {music} on {np}", "play {music} from {np}", "make {np} play {music}",
             "!i need {music} on {np}", "put on {music} on {np}", "play us {music} on {np}",
         ),
-        "valid": ("play a little {music} on {np}",),
+        "valid": ("play a little {music} on {np}", "play {music} over {np}"),
         "heldout": (
             "have {np} play {music}", "play a bit of {music} on {np}", "play {music} through {np}",
             "!i would like {music} on {np}",
@@ -276,6 +296,7 @@ PHRASES = {
     },
     "pause": {
         "gold": (
+            "put the music of {np} on hold", "!{np} must be paused",
             "pause {np}", "pause the music on {np}", "pause the song on {np}", "put {np} on pause",
             "!i want {np} paused",
         ),
@@ -289,20 +310,22 @@ PHRASES = {
     },
     "start": {
         "gold": (
+            "send {np} out to clean", "put {np} to work", "!{np} must start",
             "start {np}", "run {np}", "start cleaning with {np}", "let {np} clean", "!i want {np} to start",
-            "get {np} started", "let {np} run", "make {np} clean",
+            "get {np} started", "let {np} run", "make {np} clean", "get {np} to clean", "start the cleaning with {np}",
         ),
         "prompts": (
             "begin cleaning with {np}", "!i want {np} to clean", "make {np} start", "have {np} clean",
             "!i need {np} to start", "make {np} run", "!i want {np} to run",
         ),
-        "valid": ("get {np} cleaning",),
+        "valid": ("get {np} cleaning", "get {np} going"),
         "heldout": (
             "have {np} start", "let {np} start", "make {np} start cleaning", "!i would like {np} to start",
         ),
     },
     "stop": {
         "gold": (
+            "bring {np} to a stop", "make {np} halt", "!{np} must stop",
             "stop {np}", "stop cleaning with {np}", "make {np} stop", "halt {np}", "!i want {np} to stop",
             "get {np} stopped",
         ),
@@ -314,6 +337,7 @@ PHRASES = {
     },
     "dock": {
         "gold": (
+            "park {np}", "let {np} go back home", "!{np} must go home",
             "dock {np}", "send {np} back to its dock", "send {np} home", "return {np} to its dock",
             "send {np} to its charger", "!i want {np} docked", "bring {np} home", "bring {np} back to its base",
             "send {np} back home",

@@ -55,7 +55,10 @@ QUESTIONS = {
         "tell me more about the {kdev}", "what happens if a {kdev} breaks", "do you like the {kdev}",
         "how do i choose a {kdev}", "what is the {kdev} made of", "describe the {kdev} in the {room}",
         "i hate the {kdev}", "is it safe to touch a {kdev}", "why does a {kdev} make noise",
-        "find pictures of a {kdev}", "sell the {kdev}",
+        "find pictures of a {kdev}", "sell the {kdev}", "can i paint a {kdev}", "who moved the {kdev} in the {room}",
+        "can you explain the {kdev} to me", "how warm does a {kdev} get", "who bought the {kdev}",
+        "who cleaned the {kdev}", "who took the {kdev} from the {room}", "can i borrow the {kdev}",
+        "my friend has a {kdev}", "we talked about the {kdev} in the {room}",
     ),
     "prompts": (
         "what color is the {kdev}", "when did people start to use a {kdev}", "i like the {kdev}",
@@ -70,7 +73,7 @@ QUESTIONS = {
     ),
     "valid": (
         "can i recycle a {kdev}", "how loud is a {kdev}", "who broke the {kdev} in the {room}",
-        "how warm is the {room}",
+        "how warm is the {room}", "name three uses of a {kdev}", "i never saw a {kdev} like the one in the {room}",
     ),
     "heldout": (
         "tell me about the history of the {kdev}", "how do i clean the {kdev} in the {room}",

@@ -33,25 +33,27 @@ ROOMS = {
         brick house, stone cellar, upper bedroom, lower bedroom, last room, fire room, power room, test room
         office kitchen, open kitchen, night room, old library, new library, city office, base room"""),
     "valid": _words("""studio, ballroom, darkroom, west wing, side hall, plant room, small kitchen
-        old bedroom, little office, tower, side room, supply room, front office"""),
+        old bedroom, narrow office, tower, side room, supply room, front office"""),
     "heldout": _words("""loft, cabin, garden shed, master bedroom, box room, wash room, east wing, computer room
         party room, winter garden, mail room, record room, book room, top floor, long hall, quiet room, gallery
         pool room, summer kitchen, sun deck, linen closet, farm house, staff room, second kitchen, white room"""),
 }
 COLORS = {
-    "gold": _words(
-        "red, blue, green, yellow, white, purple, pink, teal, gold, lavender, crimson, peach, magenta, navy, rose"
-    ),
-    "prompts": _words("cyan, lime, coral, mint, ruby, cream, plum, aqua, cherry, lemon, sky, ocean, forest, snow"),
-    "valid": _words("scarlet, bronze, copper"),
+    "gold": _words("""red, blue, green, yellow, white, purple, pink, teal, gold, lavender, crimson, peach, magenta
+        navy, rose, beige, indigo, maroon, turquoise, olive, khaki, charcoal, mustard, burgundy, emerald, lilac, mauve
+        black, gray, cobalt, salmon, jade"""),
+    "prompts": _words("""cyan, lime, coral, mint, ruby, cream, plum, aqua, cherry, lemon, sky, ocean, forest, snow
+        sapphire, apricot, fuchsia, chestnut, sand, topaz, honey, wine, rust, smoke"""),
+    "valid": _words("scarlet, bronze, copper, azure, ivory, tan"),
     "heldout": _words("orange, violet, silver, brown, amber"),
 }
 MUSIC = {
-    "gold": _words(
-        "jazz, rock, pop, blues, folk, soul, country, metal, disco, swing, gospel, funk, salsa, punk, trance"
-    ),
-    "prompts": _words("ambient, house, indie, bach, piano, guitar, choir, marches, waltz, tango, drums, love, poems"),
-    "valid": _words("samba, grunge, polka"),
+    "gold": _words("""jazz, rock, pop, blues, folk, soul, country, metal, disco, swing, gospel, funk, salsa, punk
+        trance, mozart, ragtime, hymns, flamenco, hip hop, lullabies, symphonies, mambo, ska, carols, bebop, chopin
+        dubstep, anthems, sonatas"""),
+    "prompts": _words("""ambient, house, indie, bach, piano, guitar, choir, marches, waltz, tango, drums, love, poems
+        rumba, calypso, cello, beethoven, electro, fado, concertos, cabaret, synthwave"""),
+    "valid": _words("samba, grunge, polka, bluegrass, vivaldi, shanties"),
     "heldout": _words("reggae, opera, techno, classical, ballads"),
 }
 # Names of things a home may have and this one cannot act on. None holds the name of a device that it can.

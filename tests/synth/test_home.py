@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from edgedistill.core.errors import InputError
-from edgedistill.synth import home, home_words
+from edgedistill.synth import home, home_names, home_words
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +51,25 @@ def test_utterances_templates_and_fillers_are_disjoint(seed: int) -> None:
         elsewhere = {u.template for s in others for u in s}
         assert not elsewhere & {u.template for u in unseen}
         text = "\n".join(words_in(s) for s in others)
+        named = {(slot, value) for s in others for u in s for slot, value in u.fillers.items()}
         fillers = {
-            value
+            (slot, value)
             for u in unseen
             for slot, value in u.fillers.items()
             if slot != "kdev" and (slot != "dev" or u.answer == home.REFUSAL)
         }
         assert len(fillers) > 40
-        assert not [f for f in fillers if re.search(rf"\b{re.escape(f)}\b", text)]
+        assert not fillers & named
+        spoken = {value for slot, value in fillers if slot not in home_names.MAKERS}
+        assert len(spoken) > 20 and not [f for f in spoken if re.search(rf"\b{re.escape(f)}\b", text)]
+
+
+def test_the_words_of_an_unseen_name_are_known(data: home.HomeData) -> None:
+    heard = {word for u in data.prompts for word in u.text.split()}
+    names = {u.fillers[slot] for u in (*data.heldout, *data.valid) for slot in home_names.MAKERS if slot in u.fillers}
+    words = {word for name in names for word in name.split()}
+    assert len(names) > 30 and words <= heard
+    assert not {"toaster", "lisbon", "bananas"} & heard
 
 
 def test_every_answer_is_valid_and_follows_from_the_words(data: home.HomeData) -> None:
