@@ -130,7 +130,7 @@ def _task(recipe: Recipe, *names: str) -> dict[str, Any]:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("data", 1, "edgedistill.synth.stage:run_data", _data),
+        Stage("data", 2, "edgedistill.synth.stage:run_data", _data),
         Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
         Stage(
             "synth",
@@ -139,10 +139,16 @@ STAGES: dict[str, Stage] = {
             _synth,
             ("data/gold.jsonl", "data/prompts.jsonl", "teacher"),
         ),
-        Stage("train", 1, "edgedistill.train.stage:run", _train, ("teacher", "synth")),
+        Stage("train", 2, "edgedistill.train.stage:run", _train, ("teacher", "synth")),
         Stage("export", 1, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train")),
         Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
-        Stage("bench", 1, "edgedistill.bench.stage:run", _bench, ("data/prompts.jsonl", "teacher", "export")),
+        Stage(
+            "bench",
+            1,
+            "edgedistill.bench.stage:run",
+            _bench,
+            ("data/gold.jsonl", "data/prompts.jsonl", "teacher", "export"),
+        ),
         Stage(
             "gate",
             1,
