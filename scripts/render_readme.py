@@ -1,6 +1,6 @@
-"""Write README's generated sections: command reference, file tree and, given a run, the results table.
+"""Write README's generated sections: results table, command reference and file tree.
 
-Usage: python scripts/render_readme.py [RUN] [--check]
+Usage: python scripts/render_readme.py [--check]
 A section stands between `<!-- begin:NAME -->` and `<!-- end:NAME -->`.
 """
 
@@ -21,9 +21,10 @@ from edgedistill.core.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results" / "quickstart.json"
 BESIDE = {
     "targets/": "One TOML per device class; every hardware figure has its provenance.",
-    "benchmarks/": "Side-by-side comparisons with peers: scripts and committed results.",
+    "benchmarks/": "Scripts whose last line is one JSON object, and their committed results.",
     "tests/": "Mirrors edgedistill/.",
     "scripts/": "The two commands, the pinned packages, this README's generator.",
 }
@@ -63,21 +64,16 @@ def tree() -> str:
     return "\n".join([*lines, *(_entry(name, text) for name, text in BESIDE.items())])
 
 
-def results(run: Path) -> str:
-    """A run's comparison as a Markdown table, with what was measured where and by which versions.
-
-    Raises:
-        EdgeDistillError: the run is not finished.
-    """
-    comparison = read_json(run / "60-gate" / "comparison.json")
-    verdict = read_json(run / "60-gate" / "verdict.json")
-    bench = read_json(run / "50-bench" / "manifest.json")
-    environment, hardware = bench["environment"], bench["environment"]["hardware"]
-    seconds = sum(read_json(path)["seconds"] for path in sorted(run.glob("*/manifest.json")))
+def results(path: Path = RESULTS) -> str:
+    """A kept run's comparison as a Markdown table, with what was measured where and by which versions."""
+    kept = read_json(path)
+    comparison, verdict, environment = kept["comparison"], kept["verdict"], kept["environment"]
+    hardware = environment["hardware"]
     lines = [f"| {' | '.join(show.COMPARED)} |", "|" + "---|" * len(show.COMPARED)]
     lines += [f"| {' | '.join(row)} |" for row in show.comparison_rows(comparison)]
     versions = ", ".join(f"{name} {version}" for name, version in sorted(environment["versions"].items()))
     evidence = {row["target"]: row["evidence"] for row in comparison["rows"] if row["target"]}
+    name = path.relative_to(ROOT).as_posix()
     return "\n".join(
         [
             *lines,
@@ -85,23 +81,23 @@ def results(run: Path) -> str:
             "`*` is what ships. In brackets: the change against the teacher in torch fp32, measured in the same run.",
             "",
             f"Verdict: **{verdict['outcome']}**, {len(verdict['checks'])} checks at "
-            f"{100 * comparison['confidence']:.0f} % confidence. All stages together: {show.duration(seconds)}.",
+            f"{100 * comparison['confidence']:.0f} % confidence. All stages together: "
+            f"{show.duration(sum(kept['seconds'].values()))}.",
             f"Evidence: {', '.join(f'{target} {kind}' for target, kind in evidence.items())}.",
-            f"Measured {bench['finished'][:10]} on {hardware['cpu']}, {hardware['cores']} cores, "
+            f"Measured {kept['measured'][:10]} on {hardware['cpu']}, {hardware['cores']} cores, "
             f"{hardware['memory_gib']} GiB, {hardware['system']} {hardware['arch']} (host {environment['host_id']}), "
-            f"commit {(environment['commit'] or 'unknown')[:12]}; {versions}.",
+            f"commit {_commit(environment['commit'])}; {versions}. Intervals, raw percentiles and every "
+            f"check: [`{name}`]({name}).",
         ]
     )
 
 
 def main(arguments: list[str]) -> int:
     """Rewrite README.md, or with `--check` say whether it is current."""
-    runs = [a for a in arguments if a != "--check"]
     text = README.read_text(encoding="utf-8")
     wanted = replaced(text, "commands", commands())
     wanted = replaced(wanted, "tree", f"```\n{tree()}\n```")
-    if runs:
-        wanted = replaced(wanted, "results", results(Path(runs[0])))
+    wanted = replaced(wanted, "results", results())
     if "--check" in arguments:
         return int(wanted != text)
     README.write_text(wanted, encoding="utf-8")
@@ -118,6 +114,11 @@ def replaced(text: str, name: str, content: str) -> str:
     if len(pattern.findall(text)) != 1:
         raise ValueError(f"expected one section {name!r}")
     return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
+
+
+def _commit(commit: str | None) -> str:
+    """Twelve digits, and a `+` where the tree had changes that no commit holds."""
+    return f"{commit[:12]}{'+' * commit.endswith('+')}" if commit else "unknown"
 
 
 def _leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -46,6 +46,10 @@ def test_the_file_tree_is_current(renderer: ModuleType) -> None:
         assert (ROOT / name).is_dir()
 
 
+def test_the_results_are_those_kept(renderer: ModuleType) -> None:
+    assert section("results") == renderer.results(), "run: python scripts/render_readme.py"
+
+
 def test_a_section_is_replaced_whole_and_only_once(renderer: ModuleType) -> None:
     text = "a\n<!-- begin:x -->\nold\n<!-- end:x -->\nb"
     assert renderer.replaced(text, "x", r"new \1") == "a\n<!-- begin:x -->\nnew \\1\n<!-- end:x -->\nb"
