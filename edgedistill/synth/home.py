@@ -1,6 +1,6 @@
 """The quickstart task: a grammar of spoken home commands, each with one right JSON action, split without overlap.
 
-A command names one of ten devices, perhaps a room, an action, perhaps a value; its answer copies the room's words and
+A command names one of nine devices, perhaps a room, an action, perhaps a value; its answer copies the room's words and
 the value. Whatever else is said — questions, other devices, small talk — is answered with a refusal. Every utterance of
 `heldout` has a sentence template that no other split has; its rooms, numbers, colours, music, other devices and
 subjects are those of no other split; the same holds for `valid`. (Of the names of rooms, colours and music the single
@@ -28,8 +28,6 @@ REFUSAL = '{"device":"none","room":"none","action":"refuse","value":null}'
 INTENTS: tuple[tuple[str, str, tuple[str, ...], range | None], ...] = (
     ("light", "on", ("on",), None),
     ("light", "off", ("off",), None),
-    ("light", "dim", ("dim",), None),
-    ("light", "brighten", ("brighten",), None),
     ("light", "set", ("percent", "brightness"), range(1, 101)),
     ("light", "set", ("color",), None),
     ("fan", "on", ("on",), None),
@@ -45,17 +43,12 @@ INTENTS: tuple[tuple[str, str, tuple[str, ...], range | None], ...] = (
     ("lock", "unlock", ("unlock",), None),
     ("tv", "on", ("on",), None),
     ("tv", "off", ("off",), None),
-    ("tv", "mute", ("mute",), None),
     ("tv", "volume", ("volume",), range(1, 101)),
     ("tv", "channel", ("channel",), range(1, 121)),
     ("speaker", "on", ("on",), None),
     ("speaker", "off", ("off",), None),
     ("speaker", "play", ("play",), None),
-    ("speaker", "pause", ("pause",), None),
     ("speaker", "volume", ("volume",), range(1, 101)),
-    ("vacuum", "start", ("start",), None),
-    ("vacuum", "stop", ("stop",), None),
-    ("vacuum", "dock", ("dock",), None),
     ("oven", "on", ("on",), None),
     ("oven", "off", ("off",), None),
     ("oven", "set", ("degrees",), range(50, 281, 5)),
@@ -67,7 +60,7 @@ DEALT = (*INTENTS, *(intent for intent in INTENTS if intent[2] in (("color",), (
 # What to leave alone is an open set, so learners are shown more of it than tests ask for.
 REFUSAL_SHARE = {"gold": 0.25, "prompts": 0.25, "valid": 0.18, "heldout": 0.18}
 MADE_UP_SHARE = {"gold": 0.3, "prompts": 0.7}  # of rooms, colours, music and things no home command is about
-UNKNOWN_GROUPS = ("on", "off", "start", "stop", "open", "close", "lock", "percent")
+UNKNOWN_GROUPS = ("on", "off", "open", "close", "lock", "percent")
 
 ANSWER_SCHEMA: dict[str, Any] = {
     "type": "object",

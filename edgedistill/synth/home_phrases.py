@@ -74,7 +74,7 @@ PHRASES = {
     },
     "off": {
         "gold": (
-            "make {np} go off", "kill {np}", "knock {np} off", "!{np} must be off",
+            "make {np} go off", "knock {np} off", "!{np} must be off",
             "turn off {np}", "turn {np} off", "switch off {np}", "switch {np} off", "power off {np}", "deactivate {np}",
             "disable {np}", "shut {np} off", "!i want {np} off", "!{np} off please",
         ),
@@ -98,26 +98,6 @@ PHRASES = {
         "prompts": (),
         "valid": (),
         "heldout": (),
-    },
-    "dim": {
-        "gold": (
-            "tone {np} down", "soften {np}", "!{np} must be dimmer",
-            "dim {np}", "dim {np} a bit", "make {np} darker", "make {np} dimmer", "!i want {np} dimmed",
-        ),
-        "prompts": (
-            "dim {np} a little", "dim {np} down", "make {np} a bit darker", "!i want {np} darker", "get {np} dimmed",
-        ),
-        "valid": ("make {np} a lot darker",),
-        "heldout": ("dim {np} somewhat", "make {np} a bit dimmer", "make {np} a little darker"),
-    },
-    "brighten": {
-        "gold": (
-            "make {np} shine more", "!{np} must be brighter", "brighten {np}",
-            "brighten {np} a bit", "make {np} brighter", "!i want {np} brighter",
-        ),
-        "prompts": ("brighten {np} a little", "brighten up {np}", "get {np} brighter"),
-        "valid": ("make {np} a lot brighter",),
-        "heldout": ("brighten {np} somewhat", "make {np} a bit brighter", "make {np} a little brighter"),
     },
     "percent": {
         "gold": (
@@ -234,17 +214,6 @@ PHRASES = {
             "!i would like {np} unlocked",
         ),
     },
-    "mute": {
-        "gold": (
-            "cut the sound of {np}", "hush {np}", "!{np} must be muted",
-            "mute {np}", "silence {np}", "mute the sound of {np}", "put {np} on mute", "!i want {np} muted",
-        ),
-        "prompts": ("set {np} to mute", "quiet {np}", "!i need {np} muted", "turn off the sound of {np}"),
-        "valid": ("get {np} muted",),
-        "heldout": (
-            "have {np} muted", "turn {np} to mute", "mute the sound on {np}", "!i would like {np} muted",
-        ),
-    },
     "volume": {
         "gold": (
             "make the volume of {np} {n}", "give {np} a volume of {n}", "!{np} must be at volume {n}",
@@ -292,61 +261,6 @@ PHRASES = {
         "heldout": (
             "have {np} play {music}", "play a bit of {music} on {np}", "play {music} through {np}",
             "!i would like {music} on {np}",
-        ),
-    },
-    "pause": {
-        "gold": (
-            "put the music of {np} on hold", "!{np} must be paused",
-            "pause {np}", "pause the music on {np}", "pause the song on {np}", "put {np} on pause",
-            "!i want {np} paused",
-        ),
-        "prompts": (
-            "pause what is playing on {np}", "set {np} to pause", "!i need {np} paused", "pause {np} for a moment",
-        ),
-        "valid": ("get {np} paused",),
-        "heldout": (
-            "have {np} paused", "pause the playback on {np}", "pause the tune on {np}", "!i would like {np} paused",
-        ),
-    },
-    "start": {
-        "gold": (
-            "send {np} out to clean", "put {np} to work", "!{np} must start",
-            "start {np}", "run {np}", "start cleaning with {np}", "let {np} clean", "!i want {np} to start",
-            "get {np} started", "let {np} run", "make {np} clean", "get {np} to clean", "start the cleaning with {np}",
-        ),
-        "prompts": (
-            "begin cleaning with {np}", "!i want {np} to clean", "make {np} start", "have {np} clean",
-            "!i need {np} to start", "make {np} run", "!i want {np} to run",
-        ),
-        "valid": ("get {np} cleaning", "get {np} going"),
-        "heldout": (
-            "have {np} start", "let {np} start", "make {np} start cleaning", "!i would like {np} to start",
-        ),
-    },
-    "stop": {
-        "gold": (
-            "bring {np} to a stop", "make {np} halt", "!{np} must stop",
-            "stop {np}", "stop cleaning with {np}", "make {np} stop", "halt {np}", "!i want {np} to stop",
-            "get {np} stopped",
-        ),
-        "prompts": ("end cleaning with {np}", "let {np} stop", "stop running {np}", "!i need {np} to stop"),
-        "valid": ("get {np} to stop",),
-        "heldout": (
-            "have {np} stop", "make {np} stop cleaning", "have {np} stopped", "!i would like {np} to stop",
-        ),
-    },
-    "dock": {
-        "gold": (
-            "park {np}", "let {np} go back home", "!{np} must go home",
-            "dock {np}", "send {np} back to its dock", "send {np} home", "return {np} to its dock",
-            "send {np} to its charger", "!i want {np} docked", "bring {np} home", "bring {np} back to its base",
-            "send {np} back home",
-        ),
-        "prompts": ("get {np} docked", "return {np} to its charger", "!i need {np} docked"),
-        "valid": ("send {np} to its dock",),
-        "heldout": (
-            "have {np} docked", "bring {np} back to its dock", "send {np} back to its charger",
-            "!i would like {np} docked",
         ),
     },
 }  # fmt: skip

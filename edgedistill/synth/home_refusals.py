@@ -84,5 +84,5 @@ QUESTIONS = {
 }  # fmt: skip
 ASKED_ABOUT = (
     "light", "light bulb", "lamp", "ceiling light", "fan", "ceiling fan", "heater", "radiator", "door", "lock",
-    "door lock", "tv", "television", "speaker", "stereo", "vacuum", "robot vacuum", "oven", "alarm", "alarm system",
+    "door lock", "tv", "television", "speaker", "stereo", "oven", "alarm", "alarm system",
 )  # fmt: skip

@@ -109,7 +109,6 @@ NOUNS = {
     "lock": _words("door, doors"),
     "tv": _words("tv, television, telly"),
     "speaker": _words("speaker, speakers, stereo"),
-    "vacuum": _words("vacuum, robot vacuum, vacuum cleaner"),
     "oven": _words("oven"),
     "alarm": _words("alarm, alarm system, burglar alarm"),
 }
