@@ -72,6 +72,7 @@ def results(path: Path = RESULTS) -> str:
     lines = [f"| {' | '.join(show.COMPARED)} |", "|" + "---|" * len(show.COMPARED)]
     lines += [f"| {' | '.join(row)} |" for row in show.comparison_rows(comparison)]
     versions = ", ".join(f"{name} {version}" for name, version in sorted(environment["versions"].items()))
+    open_checks = [f"- {c['outcome']}: {c['reason']}" for c in verdict["checks"] if c["outcome"] != "pass"]
     evidence = {row["target"]: row["evidence"] for row in comparison["rows"] if row["target"]}
     name = path.relative_to(ROOT).as_posix()
     return "\n".join(
@@ -83,6 +84,7 @@ def results(path: Path = RESULTS) -> str:
             f"Verdict: **{verdict['outcome']}**, {len(verdict['checks'])} checks at "
             f"{100 * comparison['confidence']:.0f} % confidence. All stages together: "
             f"{show.duration(sum(kept['seconds'].values()))}.",
+            *([*open_checks, ""] if open_checks else []),
             f"Evidence: {', '.join(f'{target} {kind}' for target, kind in evidence.items())}.",
             f"Measured {kept['measured'][:10]} on {hardware['cpu']}, {hardware['cores']} cores, "
             f"{hardware['memory_gib']} GiB, {hardware['system']} {hardware['arch']} (host {environment['host_id']}), "
