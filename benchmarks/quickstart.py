@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edgedistill.core.errors import EdgeDistillError
 from edgedistill.core.files import read_json, write_json
 
 RESULT = Path(__file__).with_name("results") / "quickstart.json"
@@ -24,15 +25,16 @@ def collect(run: Path) -> dict[str, Any]:
         InputError: the run is not finished.
     """
     bench = read_json(run / "50-bench" / "manifest.json")
+    comparison = read_json(run / "60-gate" / "comparison.json")
     manifests = [read_json(path) for path in sorted(run.glob("*/manifest.json"))]
     return {
         "schema_version": 1,
-        "recipe": "quickstart",
+        "recipe": comparison["run"],
         "measured": bench["finished"],
         "environment": bench["environment"],
         "seconds": {manifest["stage"]: manifest["seconds"] for manifest in manifests},
         "verdict": read_json(run / "60-gate" / "verdict.json"),
-        "comparison": read_json(run / "60-gate" / "comparison.json"),
+        "comparison": comparison,
     }
 
 
@@ -49,7 +51,10 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python benchmarks/quickstart.py RUN")
-    found = collect(Path(sys.argv[1]))
+    try:
+        found = collect(Path(sys.argv[1]))
+    except EdgeDistillError as e:
+        sys.exit(f"{e}; run the recipe to its end first")
     RESULT.parent.mkdir(exist_ok=True)
     write_json(RESULT, found)
     print(json.dumps(headline(found)))

@@ -88,7 +88,7 @@ def results(path: Path = RESULTS) -> str:
             f"Evidence: {', '.join(f'{target} {kind}' for target, kind in evidence.items())}.",
             f"Measured {kept['measured'][:10]} on {hardware['cpu']}, {hardware['cores']} cores, "
             f"{hardware['memory_gib']} GiB, {hardware['system']} {hardware['arch']} (host {environment['host_id']}), "
-            f"commit {_commit(environment['commit'])}; {versions}. Intervals, raw percentiles and every "
+            f"commit {_commit(environment['commit'])}; {versions}. Intervals, percentiles and every "
             f"check: [`{name}`]({name}).",
         ]
     )

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import tomllib
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import typer
+from scripts_outside import ROOT, script
 
 from edgedistill.cli.main import app
 from edgedistill.core.recipe import load_recipe, shipped_recipes
 from edgedistill.core.runfolder import FOLDERS
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
 def renderer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_readme", ROOT / "scripts" / "render_readme.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("scripts/render_readme.py")
 
 
 def section(name: str) -> str:

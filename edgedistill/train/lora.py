@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -11,8 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from edgedistill.core.errors import InputError
-
-LAYER_NUMBER = re.compile(r"\blayers\.(\d+)\.")
+from edgedistill.train.prune import LAYER
 
 
 def add_lora(model: Any, *, rank: int, alpha: int, seed: int, first_layer: int = 0) -> Any:
@@ -57,7 +55,7 @@ def merge_lora(model: Any, trained: dict[str, Tensor], *, rank: int, alpha: int,
 def _linear_from(model: Any, first_layer: int) -> list[str]:
     """Names of the linear modules of all layers from `first_layer` on."""
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    places = {name: int(found[1]) for name in linear if (found := LAYER_NUMBER.search(name))}
+    places = {name: int(found["index"]) for name in linear if (found := LAYER.match(name))}
     names = [name for name, place in places.items() if place >= first_layer]
     if not names:
         found = f"{max(places.values()) + 1} of them" if places else "none that are numbered"

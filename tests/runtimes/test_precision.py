@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 
@@ -30,5 +32,6 @@ def test_a_type_that_is_named_is_taken():
     assert session_dtype("bf16") == "bfloat16" and session_dtype("fp32") == "float32"
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AMX is of x86-64")
 def test_this_torch_knows_its_cpu():
     assert isinstance(torch.cpu.get_capabilities()["amx_bf16"], bool)
