@@ -62,7 +62,7 @@ class Step:
 def _data(recipe: Recipe) -> dict[str, Any]:
     sources = {name: getattr(recipe.data, name) for name in SPLITS}
     hashes = {name: _file_hash(value) for name, value in sources.items() if isinstance(value, str)}
-    task = _task(recipe, "answer", "answer_schema", "system")
+    task = _task(recipe, "answer", "answer_schema", "copied", "system")
     return {"data": recipe.data.model_dump(mode="json") | hashes, "task": task, "seed": recipe.seed}
 
 
@@ -77,7 +77,7 @@ def _teacher(recipe: Recipe) -> dict[str, Any]:
 
 def _synth(recipe: Recipe) -> dict[str, Any]:
     synth = recipe.synth.model_dump(mode="json")
-    task = _task(recipe, "answer", "answer_schema", "chat_template", "max_new_tokens")
+    task = _task(recipe, "answer", "answer_schema", "copied", "chat_template", "max_new_tokens")
     return {"synth": synth, "engine": recipe.teacher.engine, "dtype": recipe.train.dtype, "task": task}
 
 
@@ -130,16 +130,16 @@ def _task(recipe: Recipe, *names: str) -> dict[str, Any]:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("data", 2, "edgedistill.synth.stage:run_data", _data),
+        Stage("data", 3, "edgedistill.synth.stage:run_data", _data),
         Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
         Stage(
             "synth",
-            1,
+            2,
             "edgedistill.synth.stage:run_synth",
             _synth,
             ("data/gold.jsonl", "data/prompts.jsonl", "teacher"),
         ),
-        Stage("train", 2, "edgedistill.train.stage:run", _train, ("teacher", "synth")),
+        Stage("train", 3, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
         Stage("export", 1, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train")),
         Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
         Stage(

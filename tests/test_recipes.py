@@ -44,20 +44,31 @@ def test_the_quickstart_promises_the_goals() -> None:
     assert {v.split("-")[0] for v in recipe.export.release} == {"gguf", "onnx"}
 
 
-def test_the_quickstart_schema_takes_the_grammar_s_answers() -> None:
-    import json
+def test_the_quickstart_keeps_the_grammar_s_answers_and_no_impossible_ones() -> None:
+    from edgedistill.synth.home import answer_json, splits
+    from edgedistill.synth.validate import check_answer, schema_check
 
-    import jsonschema
+    task = load_recipe(shipped_recipes()["quickstart"]).task
+    schema = schema_check(task.answer_schema or {})
 
-    from edgedistill.synth.home import splits
+    def fault(answer: str, prompt: str) -> str | None:
+        verdict = check_answer(
+            answer, finish="stop", as_json=True, schema=schema, expected=None, prompt=prompt, copied=task.copied
+        )
+        return verdict and verdict[0]
 
-    recipe = load_recipe(shipped_recipes()["quickstart"])
-    validator = jsonschema.Draft202012Validator(recipe.task.answer_schema or {})
-    data = splits(0, gold=200, valid=100, heldout=100, prompts=0)
-    answers = [u.answer for u in (*data.gold, *data.valid, *data.heldout) if u.answer]
-    assert len(answers) == 400
-    assert all(validator.is_valid(json.loads(answer)) for answer in answers)
-    assert not validator.is_valid({"device": "toaster", "room": "any", "action": "on", "value": None})
+    data = splits(0, gold=400, valid=200, heldout=200, prompts=0)
+    labelled = [(u.answer, u.text) for u in (*data.gold, *data.valid, *data.heldout) if u.answer]
+    assert len(labelled) == 800
+    assert [fault(*pair) for pair in labelled] == [None] * 800
+    heard = "set the attic lock, fan, tv and toaster to 5"
+    for wrong in (
+        ("toaster", "any", "on", None), ("lock", "attic", "close", None), ("tv", "any", "on", 5),
+        ("fan", "any", "set", "attic"), ("none", "any", "refuse", None), ("light", "any", "set", None),
+    ):  # fmt: skip
+        assert fault(answer_json(*wrong), heard) == "schema"
+    assert fault(answer_json("fan", "cellar", "set", 5), heard) == "not-said"
+    assert fault(answer_json("fan", "attic", "set", 50), heard) == "not-said"
 
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:

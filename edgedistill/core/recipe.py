@@ -20,10 +20,15 @@ Variant = Literal["gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8"
 
 
 class Task(Noun):
-    """What is asked and how an answer is judged. `chat_template` replaces the teacher's own when given."""
+    """What is asked and how an answer is judged. `chat_template` replaces the teacher's own when given.
+
+    `copied` names fields of a JSON answer whose text or number must stand in the prompt, each with the texts that need
+    not.
+    """
 
     answer: Literal["json", "text"] = "text"
     answer_schema: dict[str, Any] | None = None
+    copied: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     system: str | None = None
     chat_template: str | None = None
     max_new_tokens: Positive = 256
@@ -115,7 +120,8 @@ class Control(Noun):
 class Train(Noun):
     """Phase 2: cross-entropy on the teacher's answers plus forward KL from its cached distributions.
 
-    `freeze_embeddings` leaves the token embeddings, and a head tied to them, as the student came with them.
+    `gold` has the student learn the right answers of data.gold too, by cross-entropy alone. `freeze_embeddings` leaves
+    the token embeddings, and a head tied to them, as the student came with them; layers before `first_layer` stay too.
     """
 
     lr: float = 1e-3
@@ -131,7 +137,9 @@ class Train(Noun):
     patience: Positive = 3
     checkpoint_every_s: float = 30.0
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    gold: bool = False
     freeze_embeddings: bool = False
+    first_layer: Annotated[int, Field(ge=0)] = 0
     lora: Lora | None = None
     control: Control | None = None
 

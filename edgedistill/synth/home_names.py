@@ -8,8 +8,9 @@ not. A small student copies a name that it never met only after it has copied ve
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
-from edgedistill.synth import home_words as words
+from edgedistill.synth import home_words
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -28,32 +29,34 @@ WORDS = _split("""actor anchor angel apple arctic arrow bar bay bean bear bell b
     west wheat wind winter wolf wood""")
 
 
-def made_up(rng: random.Random, slot: str) -> str:
-    """A name for `room`, `color` or `music` that no unseen split has."""
+def made_up(rng: random.Random, slot: str, *, words: Iterator[str]) -> str:
+    """A name for `room`, `color` or `music` that no unseen split has, of the next of `words`."""
     while True:
-        name = MAKERS[slot](rng)
+        name = MAKERS[slot](rng, words)
         if name not in UNSEEN[slot]:
             return name
 
 
-def word(rng: random.Random) -> str:
-    return rng.choice(KNOWN)
+def word_deck(rng: random.Random) -> Iterator[str]:
+    """Every known word in random order, over and over, so that none is left out by chance."""
+    while True:
+        yield from rng.sample(KNOWN, len(KNOWN))
 
 
-def _room(rng: random.Random) -> str:
-    return word(rng) if rng.random() < 0.3 else f"{word(rng)} {rng.choice(SPOTS)}"
+def _room(rng: random.Random, words: Iterator[str]) -> str:
+    return next(words) if rng.random() < 0.3 else f"{next(words)} {rng.choice(SPOTS)}"
 
 
-def _color(rng: random.Random) -> str:
-    return word(rng) if rng.random() < 0.8 else f"{rng.choice(TONES)} {rng.choice(words.COLORS['gold'])}"
+def _color(rng: random.Random, words: Iterator[str]) -> str:
+    return next(words) if rng.random() < 0.8 else f"{rng.choice(TONES)} {rng.choice(home_words.COLORS['gold'])}"
 
 
-def _music(rng: random.Random) -> str:
+def _music(rng: random.Random, words: Iterator[str]) -> str:
     kind = rng.random()
-    return word(rng) if kind < 0.7 else f"{word(rng)} {rng.choice(KINDS) if kind < 0.85 else word(rng)}"
+    return next(words) if kind < 0.7 else f"{next(words)} {rng.choice(KINDS) if kind < 0.85 else next(words)}"
 
 
 MAKERS = {"room": _room, "color": _color, "music": _music}
-_TABLES = {"room": words.ROOMS, "color": words.COLORS, "music": words.MUSIC}
+_TABLES = {"room": home_words.ROOMS, "color": home_words.COLORS, "music": home_words.MUSIC}
 UNSEEN = {slot: frozenset(table["valid"] + table["heldout"]) for slot, table in _TABLES.items()}
 KNOWN = tuple(sorted({*WORDS, *(part for names in UNSEEN.values() for name in names for part in name.split())}))

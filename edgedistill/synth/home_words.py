@@ -24,19 +24,22 @@ ROOMS = {
         school room, fish room, waiting room, prayer room, drawing room, bunk room, shower room, tack room, map room
         pool house, break room, bonus room, yoga room, trophy room, first bedroom, dark hall, plain room, turret"""),
     "prompts": _words("""conservatory, back hall, south wing, big bedroom, back kitchen, front bedroom, left hall
-        right hall, upper hall, new bathroom, old office, small office, tiny closet, high attic, low cellar
-        red room, yellow room, cold room, hot room, bright room, guest bathroom, guest bedroom, dog room, hot cellar
-        cat room, school hall, play area, work room, side kitchen, inner hall, outer hall, second office, third floor
+        right hall, upper hall, new bathroom, old office, small office, tiny closet, high attic, low cellar, red room
+        yellow room, cold room, hot room, bright room, guest bathroom, guest bedroom, dog room, hot cellar, cat room
+        school hall, play area, work room, side kitchen, inner hall, outer hall, second office, third floor
         training room, wood shop, paint room, photo room, video room, radio room, dance hall, club room, safe room
         gate house, fruit cellar, shoe closet, water room, family kitchen, home office, garden room, green house
         music hall, sports room, big garage, left wing, right wing, lower floor, middle room, middle floor, old barn
         brick house, stone cellar, upper bedroom, lower bedroom, last room, fire room, power room, test room
         office kitchen, open kitchen, night room, old library, new library, city office, base room"""),
-    "valid": _words("""studio, ballroom, darkroom, west wing, side hall, plant room, small kitchen
-        old bedroom, narrow office, tower, side room, supply room, front office"""),
-    "heldout": _words("""loft, cabin, garden shed, master bedroom, box room, wash room, east wing, computer room
-        party room, winter garden, mail room, record room, book room, top floor, long hall, quiet room, gallery
-        pool room, summer kitchen, sun deck, linen closet, farm house, staff room, second kitchen, white room"""),
+    "valid": _words("""studio, ballroom, darkroom, west wing, side hall, plant room, small kitchen, old bedroom
+        narrow office, tower, side room, supply room, front office, loft, cabin, garden shed, master bedroom, box room
+        wash room, east wing, computer room, party room, winter garden, mail room, record room, book room, top floor
+        long hall, quiet room, gallery, pool room, summer kitchen, sun deck, linen closet, farm house, staff room
+        second kitchen, white room"""),
+    "heldout": _words("""annex, cottage, north hall, snack room, sewing corner, tea room, south hall, hobby room
+        third office, main hall, teen room, rear bedroom, dining area, vault, bird room, ski room, wood shed
+        glass house, second garage, upper office, pink room, nap room, short hall, lower kitchen, chess room"""),
 }
 COLORS = {
     "gold": _words("""red, blue, green, yellow, white, purple, pink, teal, gold, lavender, crimson, peach, magenta
@@ -44,8 +47,8 @@ COLORS = {
         black, gray, cobalt, salmon, jade"""),
     "prompts": _words("""cyan, lime, coral, mint, ruby, cream, plum, aqua, cherry, lemon, sky, ocean, forest, snow
         sapphire, apricot, fuchsia, chestnut, sand, topaz, honey, wine, rust, smoke"""),
-    "valid": _words("scarlet, bronze, copper, azure, ivory, tan"),
-    "heldout": _words("orange, violet, silver, brown, amber"),
+    "valid": _words("scarlet, bronze, copper, azure, ivory, tan, orange, violet, silver, brown, amber"),
+    "heldout": _words("pearl, sepia, blush, mahogany, denim, garnet, hazel, pewter"),
 }
 MUSIC = {
     "gold": _words("""jazz, rock, pop, blues, folk, soul, country, metal, disco, swing, gospel, funk, salsa, punk
@@ -53,8 +56,8 @@ MUSIC = {
         dubstep, anthems, sonatas"""),
     "prompts": _words("""ambient, house, indie, bach, piano, guitar, choir, marches, waltz, tango, drums, love, poems
         rumba, calypso, cello, beethoven, electro, fado, concertos, cabaret, synthwave"""),
-    "valid": _words("samba, grunge, polka, bluegrass, vivaldi, shanties"),
-    "heldout": _words("reggae, opera, techno, classical, ballads"),
+    "valid": _words("samba, grunge, polka, bluegrass, vivaldi, shanties, reggae, opera, techno, classical, ballads"),
+    "heldout": _words("motown, acoustic, soundtracks, chants, mahler, serenades, fugues, jungle"),
 }
 # Names of things a home may have and this one cannot act on. None holds the name of a device that it can.
 UNKNOWN = {
@@ -69,35 +72,39 @@ UNKNOWN = {
         bread maker, waffle iron, food processor, massage chair, exercise bike, electric blanket, pool pump, scooter
         slow cooker, ice maker, motorcycle, typewriter, crib, baby monitor, weather station, smoke detector, scale
         rocket, tractor, forklift, sundial, jukebox, arcade machine, pinball machine, slot machine, cash register"""),
-    "valid": _words("mixing bowl, stapler, welder, cement mixer, ice cream machine, canoe, loom, microscope, trapdoor"),
-    "heldout": _words("""toaster, projector, clothes dryer, dehumidifier, jacuzzi, soda machine, foot bath, minivan
-        garage opener, egg cooker, sander, bird feeder, ceiling hatch, pasta maker, wheelchair, hedge trimmer"""),
+    "valid": _words("""mixing bowl, stapler, welder, cement mixer, ice cream machine, canoe, loom, microscope, trapdoor
+        toaster, projector, clothes dryer, dehumidifier, jacuzzi, soda machine, foot bath, minivan, garage opener
+        egg cooker, sander, bird feeder, ceiling hatch, pasta maker, wheelchair, hedge trimmer"""),
+    "heldout": _words("""crock pot, label maker, air fryer, wine cooler, hand dryer, hoverboard, cement truck, go kart
+        tanning bed, bean grinder, tile cutter, lawn chair, roof hatch, cat flap, hot plate, snow blower"""),
 }
 CITIES = {
     "gold": _words("paris, london, rome, berlin, tokyo, chicago"),
     "prompts": _words("madrid, vienna, oslo, cairo, sydney, boston, dallas, lima, delhi, seoul, miami, athens, dublin"),
-    "valid": _words("prague, nairobi, denver"),
-    "heldout": _words("lisbon, toronto, helsinki, istanbul, bangkok"),
+    "valid": _words("prague, nairobi, denver, lisbon, toronto, helsinki, istanbul, bangkok"),
+    "heldout": _words("zurich, manila, houston, venice, montreal"),
 }
 PEOPLE = {
     "gold": _words("mom, anna, my boss, john, the plumber, my sister"),
     "prompts": _words("dad, peter, maria, the doctor, my neighbor, uncle bob, the school, my wife, tom, grandma, lisa"),
-    "valid": _words("oscar, the landlord, my aunt"),
-    "heldout": _words("emma, the dentist, my cousin, grandpa, the mechanic"),
+    "valid": _words("oscar, the landlord, my aunt, emma, the dentist, my cousin, grandpa, the mechanic"),
+    "heldout": _words("nina, the electrician, my nephew, my teacher, the gardener"),
 }
 THINGS = {
     "gold": _words("apples, cheese, batteries, new shoes, pizza, black holes, cats, bicycles"),
     "prompts": _words("""bread, eggs, dinosaurs, volcanoes, the moon, whales, chess, tea, wine, robots, pirates, trains
         castles, honey, gravity, dolphins, pyramids, rice, socks, candles, soap, poetry, bees, submarines, football"""),
-    "valid": _words("penguins, noodles, glaciers, violins"),
-    "heldout": _words("bananas, elephants, spaceships, olive oil, penicillin, tulips, kangaroos, toothpaste"),
+    "valid": _words("""penguins, noodles, glaciers, violins, bananas, elephants, spaceships, olive oil, penicillin
+        tulips, kangaroos, toothpaste"""),
+    "heldout": _words("pineapples, giraffes, satellites, maple syrup, vaccines, roses, koalas, shampoo"),
 }
 TASKS = {
     "gold": _words("buy milk, pay the rent, water the plants, call the bank"),
     "prompts": _words("""take out the trash, feed the cat, wash the car, send the letter, book a flight, do my homework
         renew my passport, pick up the kids, take my pills, charge my phone, stretch, drink water, buy a present"""),
-    "valid": _words("file my taxes, mow the lawn, return the books"),
-    "heldout": _words("walk the dog, visit the dentist, iron my shirts, back up my photos, bake a cake"),
+    "valid": _words("""file my taxes, mow the lawn, return the books, walk the dog, visit the dentist, iron my shirts
+        back up my photos, bake a cake"""),
+    "heldout": _words("clean my desk, see the doctor, polish my shoes, print my photos, roast a chicken"),
 }
 
 # What each device may be called; every split uses all of them, since no learner could guess a name it never met.

@@ -22,7 +22,7 @@ from edgedistill.runtimes.base import Generation
 from edgedistill.runtimes.logit_cache import CacheIdentity, LogitRow, make_row, open_cache, row_key, write_cache
 
 Ask = Callable[[list[list[int]]], Sequence[Generation]]
-Judge = Callable[[str, str, str | None], tuple[str, str] | None]
+Judge = Callable[[str, str, Prompt], tuple[str, str] | None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def label(
 ) -> Counts:
     """Answer every request and write records, rejects and logits into `folder`, from the first missing shard on.
 
-    `ask` answers a batch of prompts' ids greedily; `judge(answer, finish, expected)` gives the reason and detail of a
+    `ask` answers a batch of prompts' ids greedily; `judge(answer, finish, prompt)` gives the reason and detail of a
     reject or None; `progress(done, total, answer tokens of this process)` is told after each batch. A repeated request
     is not asked twice but rejected as a duplicate of the first.
 
@@ -93,7 +93,7 @@ def label(
                 continue
             answer = answers[request.id]
             text = decode(list(answer.ids[:-1] if answer.finish == "stop" else answer.ids))
-            if fault := judge(text, answer.finish, request.prompt.answer):
+            if fault := judge(text, answer.finish, request.prompt):
                 rejected.append(_reject(request, text, *fault))
                 continue
             record = _record(request, text, answer.ids, identity=identity)

@@ -94,8 +94,14 @@ def run_synth(context: StageContext) -> None:
                 batch, max_new_tokens=task.max_new_tokens, eos_ids=ends, top_k_logprobs=synth.top_k
             ),
             decode=lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False),
-            judge=lambda answer, finish, expected: check_answer(
-                answer, finish=finish, as_json=task.answer == "json", schema=schema, expected=expected
+            judge=lambda answer, finish, prompt: check_answer(
+                answer,
+                finish=finish,
+                as_json=task.answer == "json",
+                schema=schema,
+                expected=prompt.answer,
+                prompt="\n".join(message.content for message in prompt.messages),
+                copied=task.copied,
             ),
             identity=identity,
             end_ids=ends,
@@ -157,7 +163,13 @@ def _from_files(context: StageContext) -> dict[str, list[Prompt]]:
             if prompt.answer is None:
                 continue
             fault = check_answer(
-                prompt.answer, finish="stop", as_json=task.answer == "json", schema=schema, expected=None
+                prompt.answer,
+                finish="stop",
+                as_json=task.answer == "json",
+                schema=schema,
+                expected=None,
+                prompt="\n".join(message.content for message in prompt.messages),
+                copied=task.copied,
             )
             if fault:
                 raise InputError(f"{source} line {line}: the answer is not what the task says ({fault[0]}: {fault[1]})")

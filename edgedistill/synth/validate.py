@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jsonschema
@@ -68,12 +69,20 @@ def parse_json(text: str) -> Any:
 
 
 def check_answer(
-    answer: str, *, finish: str, as_json: bool, schema: Callable[[Any], str | None] | None, expected: str | None
+    answer: str,
+    *,
+    finish: str,
+    as_json: bool,
+    schema: Callable[[Any], str | None] | None,
+    expected: str | None,
+    prompt: str = "",
+    copied: Mapping[str, Sequence[str]] | None = None,
 ) -> Verdict:
     """None if the answer is kept, else the reason and detail of its reject.
 
-    Reasons: `truncated` (the token limit came first), `empty`, `not-json`, `schema`, and for JSON answers whose right
-    value is known `wrong`.
+    Reasons: `truncated` (the token limit came first), `empty`, `not-json`, `schema`, and for JSON answers `not-said` (a
+    text or number in a field of `copied` is neither among the field's allowed texts nor in the words of `prompt`) and,
+    where the right value is known, `wrong`.
     """
     if finish == "length":
         return "truncated", "no end-of-generation token within the limit"
@@ -87,8 +96,21 @@ def check_answer(
         return "not-json", str(e)
     if schema and (fault := schema(value)):
         return "schema", fault
+    if fault := _not_said(value, prompt=prompt, copied=copied or {}):
+        return "not-said", fault
     if expected is not None and canonical_json(value) != canonical_json(parse_json(expected)):
         return "wrong", f"expected {expected}"
+    return None
+
+
+def _not_said(value: Any, *, prompt: str, copied: Mapping[str, Sequence[str]]) -> str | None:
+    for name, allowed in copied.items():
+        found = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(found, str | int | float) or isinstance(found, bool) or found in allowed:
+            continue
+        text = str(found)
+        if not re.search(rf"(?<!\w){re.escape(text)}(?!\w)", prompt, flags=re.IGNORECASE):
+            return f"{name}: the prompt does not say {text!r}"
     return None
 
 

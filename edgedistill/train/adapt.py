@@ -13,7 +13,7 @@ from edgedistill.core.files import canonical_json
 from edgedistill.core.records import Prompt
 from edgedistill.core.runfolder import Reporter
 from edgedistill.runtimes.chat import encode, end_ids, load_tokenizer, render
-from edgedistill.train.data import fitting, gold_examples
+from edgedistill.train.data import fitting, gold_records, record_examples
 from edgedistill.train.folders import copy_tokenizer, link_model, load_model, publish, save_model, turn_end
 from edgedistill.train.loop import train_model
 from edgedistill.train.lora import add_lora, factors, merge_lora
@@ -50,8 +50,8 @@ def adapt_teacher(
     tokenizer = load_tokenizer(source)
     end = turn_end(tokenizer, template=template, ends=end_ids(source))
     model = load_model(source, bf16=bf16)
-    examples = gold_examples(gold, tokenizer=tokenizer, template=template, end_id=end)
-    examples, too_long = fitting(examples, longest=model.config.max_position_embeddings)
+    records = gold_records(gold, tokenizer=tokenizer, template=template, end_id=end)
+    examples, too_long = fitting(record_examples(records), longest=model.config.max_position_embeddings)
     if not examples:
         raise InputError(
             f"expected gold answers to adapt the teacher to, found {len(too_long)} and none within its context; "

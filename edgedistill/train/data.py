@@ -54,20 +54,28 @@ class Batch:
     position_ids: Tensor | None = None
 
 
-def gold_examples(prompts: Sequence[Prompt], *, tokenizer, template: str, end_id: int) -> list[Example]:
-    """Prompts with their right answers, as the model will be asked and should answer.
+def gold_records(prompts: Sequence[Prompt], *, tokenizer, template: str, end_id: int) -> list[TeacherRecord]:
+    """Prompts with their right answers, as the model will be asked and should answer; no distributions go with them.
 
     Raises:
         InputError: a prompt has no answer.
     """
-    examples = []
+    records = []
     for prompt in prompts:
         if prompt.answer is None:
             raise InputError(f"expected an answer with every gold prompt, found none with prompt {prompt.id}")
-        context = encode(tokenizer, render(tokenizer, prompt.messages, template=template))
-        answer = [*encode(tokenizer, prompt.answer), end_id]
-        examples.append(Example(prompt.id, np.array([*context, *answer]), len(context)))
-    return examples
+        records.append(
+            TeacherRecord(
+                id=prompt.id,
+                prompt_id=prompt.id,
+                teacher="gold",
+                messages=prompt.messages,
+                answer=prompt.answer,
+                prompt_ids=tuple(encode(tokenizer, render(tokenizer, prompt.messages, template=template))),
+                answer_ids=(*encode(tokenizer, prompt.answer), end_id),
+            )
+        )
+    return records
 
 
 def record_examples(

@@ -80,7 +80,7 @@ def run(context: StageContext) -> None:
     _use_threads(context)
     teacher, untrained = context.folder_of("teacher"), context.folder / "untrained"
     template = chat.template_of(chat.load_tokenizer(teacher), recipe.task.chat_template)
-    records = _records(context)
+    records = _records(context, template=template)
     if not (untrained / "config.json").is_file():
         _make_student(context, records=records, teacher=teacher, untrained=untrained, template=template)
     shape = folders.read_shape(untrained)
@@ -96,7 +96,7 @@ def run(context: StageContext) -> None:
     wanted = [("student", recipe.train.kd_weight)]
     if recipe.train.control is not None:
         wanted.append(("control", 0.0))
-    settings = recipe.train.model_dump(exclude={"kd_weight", "valid_share", "dtype", "lora", "control"})
+    settings = recipe.train.model_dump(exclude={"kd_weight", "valid_share", "dtype", "lora", "control", "gold"})
     for arm, kd_weight in wanted:
         if not (context.folder / arm / "config.json").is_file():
             arms.train_arm(
@@ -167,13 +167,22 @@ def _prompts(context: StageContext, split: str) -> list[Prompt]:
     ]
 
 
-def _records(context: StageContext) -> list[TeacherRecord]:
+def _records(context: StageContext, *, template: str) -> list[TeacherRecord]:
+    """What the student learns from: the teacher's records and, if the recipe says so, the right answers of gold."""
+    from edgedistill.runtimes import chat
+    from edgedistill.train import data, folders
+
     records = []
     for path in sorted(context.folder_of("synth").glob("records-*.jsonl")):
         rows = enumerate(read_jsonl(path), start=1)
         records += [validate(TeacherRecord, row, source=f"{path} line {number}") for number, row in rows]
     if not records:
         raise StageError(f"expected the teacher's records in {context.folder_of('synth')}, found none; run synth first")
+    if context.recipe.train.gold:
+        teacher = context.folder_of("teacher")
+        tokenizer = chat.load_tokenizer(teacher)
+        end = folders.turn_end(tokenizer, template=template, ends=chat.end_ids(teacher))
+        records += data.gold_records(_prompts(context, "gold"), tokenizer=tokenizer, template=template, end_id=end)
     return records
 
 
@@ -182,14 +191,15 @@ def _cache(context: StageContext, records: Sequence[TeacherRecord], *, template:
     from edgedistill.runtimes import chat
     from edgedistill.runtimes.logit_cache import CacheIdentity, open_cache
 
-    if all(record.logits_key is None for record in records):
+    taught = [record for record in records if record.logits_key is not None]
+    if not taught:
         return None
-    if len(teachers := {record.teacher for record in records}) > 1:
+    if len(teachers := {record.teacher for record in taught}) > 1:
         raise InputError(f"expected records of one teacher, found {', '.join(sorted(teachers))}; run synth again")
     identity = CacheIdentity(
         tokenizer=chat.tokenizer_hash(context.folder_of("teacher")),
         template=chat.template_hash(template),
-        teacher=records[0].teacher,
+        teacher=taught[0].teacher,
     )
     return open_cache(sorted(context.folder_of("synth").glob("logits-*.safetensors")), identity=identity)
 

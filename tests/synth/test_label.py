@@ -13,7 +13,7 @@ import pytest
 
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import clear_temporaries, read_jsonl, write_jsonl
-from edgedistill.core.records import Message
+from edgedistill.core.records import Message, Prompt
 from edgedistill.runtimes.base import Generation
 from edgedistill.runtimes.logit_cache import CacheIdentity, open_cache
 from edgedistill.synth import label as labelling
@@ -38,7 +38,7 @@ def teacher(batch: list[list[int]]) -> list[Generation]:
     return answers
 
 
-def judge(answer: str, finish: str, expected: str | None) -> tuple[str, str] | None:
+def judge(answer: str, finish: str, prompt: Prompt) -> tuple[str, str] | None:
     if finish == "length":
         return "truncated", ""
     return None if answer else ("empty", "")

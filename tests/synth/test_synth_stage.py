@@ -48,12 +48,12 @@ def do(run: Path, name: str, **tables: Any) -> Manifest:
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_llama: Path) -> Path:
-    """A run folder with data and a teacher that ends an answer at one token in four."""
+    """A run folder with data and a teacher that ends an answer at one token in eight."""
 
     def copy(made: StageContext) -> None:
         shutil.copytree(tiny_llama, made.folder, dirs_exist_ok=True)
         settings = read_json(made.folder / "generation_config.json")
-        write_json(made.folder / "generation_config.json", settings | {"eos_token_id": [2, *range(4, 384, 4)]})
+        write_json(made.folder / "generation_config.json", settings | {"eos_token_id": [2, *range(4, 384, 8)]})
 
     do(tmp_path, "data")
     run_stage(context=context(tmp_path, "teacher"), version=1, parameters={}, inputs={}, body=copy)

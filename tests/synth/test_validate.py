@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from edgedistill.core.errors import InputError
@@ -41,6 +43,38 @@ def test_a_schema_fault_names_its_place_and_text_needs_no_json() -> None:
     verdict = check_answer(GOOD.replace('"on"', '"jump"'), finish="stop", as_json=True, schema=check, expected=None)
     assert verdict is not None and verdict[1].startswith("action: 'jump' is not one of")
     assert check_answer("hello", finish="stop", as_json=False, schema=None, expected="other") is None
+
+
+@pytest.mark.parametrize(
+    ("room", "value", "detail"),
+    [
+        ("attic", 12, None),
+        ("Attic", 12, None),
+        ("any", 12, None),
+        ("att", 12, "room: the prompt does not say 'att'"),
+        ("attic", 2, "value: the prompt does not say '2'"),
+        ("cellar", 12, "room: the prompt does not say 'cellar'"),
+        ("attic", None, None),
+        ("attic", True, None),
+    ],
+)
+def test_what_is_copied_must_be_said(room: str, value: object, detail: str | None) -> None:
+    answer = json.dumps({"device": "fan", "room": room, "action": "set", "value": value})
+    verdict = check_answer(
+        answer,
+        finish="stop",
+        as_json=True,
+        schema=None,
+        expected=None,
+        prompt="set the attic fan to 12",
+        copied={"room": ("any",), "value": ()},
+    )
+    assert verdict == (("not-said", detail) if detail else None)
+
+
+def test_copied_fields_of_what_is_no_object_are_none() -> None:
+    settings = {"finish": "stop", "as_json": True, "schema": None, "expected": None}
+    assert check_answer("[1]", **settings, copied={"room": ()}) is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from edgedistill.train.data import (
     collate,
     epoch_batches,
     fitting,
-    gold_examples,
+    gold_records,
     micro_batches,
     record_examples,
     split_examples,
@@ -47,12 +47,12 @@ def test_packed_rows_restart_their_positions():
 def test_gold_is_rendered_as_it_will_be_asked(tiny_llama):
     tokenizer = load_tokenizer(tiny_llama)
     prompt = Prompt(id="p", messages=(Message(role="user", content="turn on the fan"),), answer='{"device":"fan"}')
-    (found,) = gold_examples([prompt], tokenizer=tokenizer, template=tokenizer.chat_template, end_id=2)
+    (found,) = record_examples(gold_records([prompt], tokenizer=tokenizer, template=tokenizer.chat_template, end_id=2))
     text = "<|im_start|>user\nturn on the fan<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(found.ids[: found.start]) == text
     assert tokenizer.decode(found.ids[found.start :]) == '{"device":"fan"}<|im_end|>'
     with pytest.raises(InputError, match="found none with prompt p"):
-        gold_examples([prompt.model_copy(update={"answer": None})], tokenizer=tokenizer, template="", end_id=2)
+        gold_records([prompt.model_copy(update={"answer": None})], tokenizer=tokenizer, template="", end_id=2)
 
 
 def record(prompt_ids: tuple[int, ...], answer_ids: tuple[int, ...], *, taught: bool = True) -> TeacherRecord:

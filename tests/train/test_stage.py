@@ -262,6 +262,38 @@ def test_frozen_embeddings_stay_as_they_were(tmp_path, deep):
     assert {n for n in before if torch.equal(before[n], after[n])} == {"model.embed_tokens.weight", "lm_head.weight"}
 
 
+def test_layers_before_the_first_one_stay_as_they_were(tmp_path, deep):
+    train = {"lr": 1e-2, "epochs": 1, "batch_size": 4, "freeze_embeddings": True, "first_layer": 1, "dtype": "fp32"}
+    ctx = trained(tmp_path, deep, train=train)
+    before, after = load(ctx.folder / "untrained").state_dict(), load(ctx.folder / "student").state_dict()
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    assert changed == {n for n in before if n.startswith("model.layers.1.") or n == "model.norm.weight"}
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
+def test_a_first_layer_that_is_not_there_is_refused(tmp_path, deep, lora):
+    with pytest.raises(InputError, match=r"a layer of the .*, found 2 and 2 .*; lower it"):
+        trained(tmp_path, deep, train={"first_layer": 2, "dtype": "fp32", "lora": lora})
+
+
+def test_the_student_may_learn_the_right_answers_of_gold_too(tmp_path, deep):
+    alone = trained(tmp_path / "a", deep)
+    both = trained(tmp_path / "b", deep, train={"epochs": 1, "batch_size": 4, "gold": True, "dtype": "fp32"})
+    assert (alone.figures["records"], both.figures["records"]) == (len(PROMPTS), 2 * len(PROMPTS))
+    learnt = both.figures["trained_on"] + both.figures["validated_on"]
+    assert learnt == both.figures["records"]
+
+
+def test_a_word_that_gold_alone_says_is_in_the_student_s_vocabulary(tmp_path, deep):
+    run_teacher(context(tmp_path, "teacher", deep))
+    label(context(tmp_path, "synth", deep))
+    ctx = context(tmp_path, "train", deep, train={"epochs": 1, "batch_size": 4, "gold": True, "dtype": "fp32"})
+    odd = PROMPTS[0].model_copy(update={"id": "odd", "answer": '{"light":"dim"}'})
+    write_jsonl(ctx.folder_of("data") / "gold.jsonl", [odd.model_dump(mode="json")])
+    run(ctx)
+    assert load_tokenizer(ctx.folder / "student").tokenize("dim") == load_tokenizer(deep).tokenize("dim")
+
+
 def test_student_with_too_few_rows_is_refused(tmp_path, deep):
     small = trained(tmp_path / "a", deep).folder / "untrained"
     shutil.copyfile(deep / "tokenizer.json", small / "tokenizer.json")
