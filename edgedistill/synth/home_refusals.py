@@ -44,14 +44,19 @@ OUT_OF_SCOPE = {
         "don't let me forget to {task}", "how long is the drive to {city}", "what do {thing} look like",
         "buy {thing} online", "explain {thing} to a child", "do i need an umbrella in {city}",
         "schedule a call with {person}", "write a poem about {thing}", "what is the square root of {n}",
-        "turn the page", "change the subject", "i am bored",
+        "turn the page", "change the subject", "i am bored", "will there be fog in {city}",
+        "tell us a riddle about {thing}", "what do you get if you add {n} to {m}", "ring {person}",
+        "let me know when {person} calls", "i need to get {thing} at the store", "make a note that i should {task}",
+        "what is the distance to {city}", "describe {thing}", "how do people make {thing}", "teach me about {thing}",
+        "is it sunny in {city}", "invite {person} to dinner", "recite a poem on {thing}", "half of {n} is what",
+        "turn left at the corner", "open your mind", "i feel great",
     ),
     "heldout": (
-        "will there be fog in {city}", "tell us a riddle about {thing}", "what do you get if you add {n} to {m}",
-        "ring {person}", "let me know when {person} calls", "i need to get {thing} at the store",
-        "make a note that i should {task}", "what is the distance to {city}", "describe {thing}",
-        "how do people make {thing}", "teach me about {thing}", "is it sunny in {city}", "invite {person} to dinner",
-        "recite a poem on {thing}", "half of {n} is what", "turn left at the corner", "open your mind", "i feel great",
+        "what will the weather be like in {city}", "i just heard a joke about {thing}", "what is {n} divided by {m}",
+        "give {person} a call", "write to {person} that i will be late", "i ran out of {thing}", "it is time to {task}",
+        "what train goes to {city}", "what is so good about {thing}", "where do {thing} come from",
+        "i need a picture of {thing}", "is {city} a big town", "plan a trip to {city}", "when will {person} arrive",
+        "tell {person} a story", "round {n} up to the next ten", "turn your head", "lift your spirits",
     ),
 }  # fmt: skip
 QUESTIONS = {
@@ -71,7 +76,8 @@ QUESTIONS = {
         "who cleaned the {kdev}", "who took the {kdev} from the {room}", "can i borrow the {kdev}",
         "my friend has a {kdev}", "we talked about the {kdev} in the {room}", "do i want a second {kdev} in the {room}",
         "buy a new {kdev} for the {room}", "which {kdev} did we put in the {room}", "the {kdev} in the {room} is ugly",
-        "give the {kdev} to {person}", "was the {kdev} expensive",
+        "give the {kdev} to {person}", "was the {kdev} expensive", "wash the {kdev}",
+        "is it a good idea to have a {kdev} in the {room}", "write about the {kdev}",
     ),
     "prompts": (
         "what color is the {kdev}", "when did people start to use a {kdev}", "how much power does the {kdev} use",
@@ -89,6 +95,8 @@ QUESTIONS = {
         "ask {person} about the {kdev}", "talk about the {kdev}", "read about the {kdev} in the {room}",
         "is the {room} {color}", "i painted the {room} {color}", "learn more about the {kdev}",
         "look for a {kdev} online", "what kind of {kdev} is in the {room}", "does the {kdev} need repair",
+        "polish the {kdev} in the {room}", "a book about the {kdev} please", "we may need a {kdev} in the {room} soon",
+        "do people still buy a {kdev}",
     ),
     "valid": (
         "can i recycle a {kdev}", "how loud is a {kdev}", "who broke the {kdev} in the {room}",
@@ -96,13 +104,17 @@ QUESTIONS = {
         "tell me about the history of the {kdev}", "how do i clean the {kdev} in the {room}",
         "explain how a {kdev} works", "do we need a new {kdev} for the {room}", "what happens inside a {kdev}",
         "is {color} a good color for the {room}", "meet me in the {room}", "read me a review of the {kdev}",
-        "how many windows does the {room} have",
-    ),
-    "heldout": (
-        "what is the history of the {kdev}", "how do you fix the {kdev} in the {room}", "what makes a {kdev} work",
+        "how many windows does the {room} have", "what is the history of the {kdev}",
+        "how do you fix the {kdev} in the {room}", "what makes a {kdev} work",
         "is it time for a new {kdev} in the {room}", "what is in a {kdev}", "would {color} suit the {room}",
         "wait for me in the {room}", "write a review of the {kdev}", "how many chairs are in the {room}",
         "clean the {kdev} in the {room}",
+    ),
+    "heldout": (
+        "what did the {kdev} in the {room} cost", "who uses the {kdev} in the {room}", "is a {kdev} hard to build",
+        "how many {kdev} models are there", "show me the manual of the {kdev}", "i read that {color} suits a {room}",
+        "let us meet in the {room}", "i lost my keys in the {room}", "dust the {kdev} in the {room}",
+        "what a nice {kdev} you have in the {room}",
     ),
 }  # fmt: skip
 ASKED_ABOUT = (
