@@ -65,6 +65,7 @@ def test_the_quickstart_keeps_the_grammar_s_answers_and_no_impossible_ones() -> 
     for wrong in (
         ("toaster", "any", "on", None), ("lock", "attic", "close", None), ("tv", "any", "on", 5),
         ("fan", "any", "set", "attic"), ("none", "any", "refuse", None), ("light", "any", "set", None),
+        ("fan", "fan", "on", None),
     ):  # fmt: skip
         assert fault(answer_json(*wrong), heard) == "schema"
     assert fault(answer_json("fan", "cellar", "set", 5), heard) == "not-said"

@@ -6,14 +6,18 @@ import contextlib
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import read_jsonl, write_jsonl
 from edgedistill.core.host import usable_cores
-from edgedistill.core.recipe import Recipe
+from edgedistill.core.recipe import Recipe, Task
 from edgedistill.core.records import Message, Prompt
 from edgedistill.core.runfolder import StageContext, read_manifest
+
+if TYPE_CHECKING:
+    from edgedistill.synth.label import Judge
 
 SPLITS = ("heldout", "valid", "gold", "prompts")  # what stands in an earlier one is left out of the later ones
 
@@ -51,11 +55,10 @@ def run_synth(context: StageContext) -> None:
     from edgedistill.runtimes.logit_cache import CacheIdentity
     from edgedistill.runtimes.precision import session_dtype
     from edgedistill.synth.label import Request, label, request_id
-    from edgedistill.synth.validate import check_answer, schema_check
 
     recipe = context.recipe
     task, synth = recipe.task, recipe.synth
-    schema = schema_check(task.answer_schema) if task.answer_schema is not None else None
+    judge = _judge(task)
     folder = context.folder_of("teacher")
     manifest = read_manifest(folder)
     if manifest is None:
@@ -94,15 +97,7 @@ def run_synth(context: StageContext) -> None:
                 batch, max_new_tokens=task.max_new_tokens, eos_ids=ends, top_k_logprobs=synth.top_k
             ),
             decode=lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False),
-            judge=lambda answer, finish, prompt: check_answer(
-                answer,
-                finish=finish,
-                as_json=task.answer == "json",
-                schema=schema,
-                expected=prompt.answer,
-                prompt="\n".join(message.content for message in prompt.messages),
-                copied=task.copied,
-            ),
+            judge=judge,
             identity=identity,
             end_ids=ends,
             top_k=synth.top_k,
@@ -143,11 +138,10 @@ def _generated(recipe: Recipe) -> dict[str, list[Prompt]]:
 
 def _from_files(context: StageContext) -> dict[str, list[Prompt]]:
     from edgedistill.synth.prompt_files import load_prompts
-    from edgedistill.synth.validate import check_answer, schema_check
 
     recipe = context.recipe
     task = recipe.task
-    schema = schema_check(task.answer_schema) if task.answer_schema is not None else None
+    judge = _judge(task)
     found: dict[str, list[Prompt]] = {}
     for split in SPLITS:
         source = getattr(recipe.data, split)
@@ -162,19 +156,26 @@ def _from_files(context: StageContext) -> dict[str, list[Prompt]]:
         for line, prompt in zip(loaded.lines, loaded.prompts, strict=True):
             if prompt.answer is None:
                 continue
-            fault = check_answer(
-                prompt.answer,
-                finish="stop",
-                as_json=task.answer == "json",
-                schema=schema,
-                expected=None,
-                prompt="\n".join(message.content for message in prompt.messages),
-                copied=task.copied,
-            )
-            if fault:
+            if fault := judge(prompt.answer, "stop", prompt):
                 raise InputError(f"{source} line {line}: the answer is not what the task says ({fault[0]}: {fault[1]})")
         found[split] = loaded.prompts
     return found
+
+
+def _judge(task: Task) -> Judge:
+    """What finds the fault of an answer to a prompt, as the recipe's task sees it."""
+    from edgedistill.synth.validate import check_answer, schema_check
+
+    schema = schema_check(task.answer_schema) if task.answer_schema is not None else None
+    return lambda answer, finish, prompt: check_answer(
+        answer,
+        finish=finish,
+        as_json=task.answer == "json",
+        schema=schema,
+        expected=prompt.answer,
+        prompt="\n".join(message.content for message in prompt.messages),
+        copied=task.copied,
+    )
 
 
 def _prompts(context: StageContext) -> list[Prompt]:

@@ -284,14 +284,20 @@ def test_the_student_may_learn_the_right_answers_of_gold_too(tmp_path, deep):
     assert learnt == both.figures["records"]
 
 
-def test_a_word_that_gold_alone_says_is_in_the_student_s_vocabulary(tmp_path, deep):
-    run_teacher(context(tmp_path, "teacher", deep))
-    label(context(tmp_path, "synth", deep))
-    ctx = context(tmp_path, "train", deep, train={"epochs": 1, "batch_size": 4, "gold": True, "dtype": "fp32"})
-    odd = PROMPTS[0].model_copy(update={"id": "odd", "answer": '{"light":"dim"}'})
+def test_a_token_that_gold_alone_says_is_in_the_student_s_vocabulary(tmp_path, deep):
+    train = {"epochs": 1, "batch_size": 4, "dtype": "fp32"}
+    alone = load_tokenizer(trained(tmp_path / "a", deep, train=train).folder / "student")
+    teacher = load_tokenizer(deep)
+    answers = {word: f'{{"light":"{word}"}}' for word in sorted(teacher.get_vocab().keys() - alone.get_vocab().keys())}
+    word = next(word for word, answer in answers.items() if word.isascii() and word in teacher.tokenize(answer))
+
+    run_teacher(context(tmp_path / "b", "teacher", deep))
+    label(context(tmp_path / "b", "synth", deep))
+    ctx = context(tmp_path / "b", "train", deep, train={**train, "gold": True})
+    odd = PROMPTS[0].model_copy(update={"id": "odd", "answer": answers[word]})
     write_jsonl(ctx.folder_of("data") / "gold.jsonl", [odd.model_dump(mode="json")])
     run(ctx)
-    assert load_tokenizer(ctx.folder / "student").tokenize("dim") == load_tokenizer(deep).tokenize("dim")
+    assert word in load_tokenizer(ctx.folder / "student").get_vocab()
 
 
 def test_student_with_too_few_rows_is_refused(tmp_path, deep):
