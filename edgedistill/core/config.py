@@ -123,7 +123,7 @@ def _location_in(data: Any, error: Any) -> list[str]:
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Field names of the model that `location` leads to; the keys of a `dict[..., Model]` are steps of their own."""
+    """Field names of the model that `location` leads to; a table's keys and a list's places are steps of their own."""
     fields: type[BaseModel] | None = model
     steps = iter(location)
     for part in steps:
@@ -131,7 +131,7 @@ def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
             return []
         annotation = fields.model_fields[part].annotation
         fields = _model_in(annotation)
-        if getattr(annotation, "__origin__", None) is dict:
+        if getattr(annotation, "__origin__", None) in (dict, list, tuple):
             next(steps, None)
     return list(fields.model_fields) if fields is not None else []
 

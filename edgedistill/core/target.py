@@ -1,26 +1,50 @@
-"""Target: a device class, with the provenance of every hardware figure and how it is reached."""
+"""Target: a device class, with the provenance of every hardware figure, how it is reached, and its anchor cells."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from edgedistill.core.budget import Evidence
 from edgedistill.core.config import did_you_mean, load_toml, validate
 from edgedistill.core.errors import InputError
 from edgedistill.core.model import Noun
 from edgedistill.core.recipe import Name
 
+Runner = Literal["local", "constrained", "ssh", "adb", "gpu", "projected"]
+EVIDENCE_OF: dict[str, Evidence] = {
+    "local": "measured",
+    "constrained": "constrained",
+    "ssh": "measured",
+    "adb": "measured",
+    "gpu": "measured",
+    "projected": "projected",
+}
+NO_MCU = (
+    "no LLM runtime fits a microcontroller (KBs of RAM, no memory map for weights), so nothing could be measured; "
+    "choose server-cpu, desktop, sbc, phone, mobile-class or gpu"
+)
+# What a connection may not be called: how to reach a device belongs in a file that is shared, what opens it does not.
+SECRET = re.compile(r"passw|passphrase|secret|token|credential|api_?key|private_?key", re.IGNORECASE)
+
 
 class Figure(Noun):
-    """A hardware figure: its value, how it is known, where and when it was read."""
+    """A hardware figure: its value, how it is known, where and when it was read. A published one names its source."""
 
     value: float | str
     provenance: Literal["measured", "published", "derived", "unverified", "this-host"]
     url: str | None = None
     date: str | None = None
     note: str | None = None
+
+    @model_validator(mode="after")
+    def _published_has_a_source(self) -> Figure:
+        if self.provenance == "published" and not (self.url and self.date):
+            raise ValueError("expected url and date of a published figure; add them, or call it unverified")
+        return self
 
 
 class Limits(Noun):
@@ -30,21 +54,87 @@ class Limits(Noun):
     memory_bytes: Annotated[int, Field(ge=0)] = 0
 
 
+class Anchor(Noun):
+    """One measured or published cell of a target: a model's speed under an engine, to fit projections on.
+
+    `read_bytes` are the bytes of weights that decoding one token reads: the file without a table of which one row is
+    looked up. `weights` counts the weights multiplied per token, `head_weights` those of them in the output matrix,
+    which llama.cpp keeps in a type of its own. `kv_bytes` is what one token reads of the KV cache, averaged over the
+    run.
+    """
+
+    model: str
+    quant: str
+    engine: str
+    backend: Literal["cpu", "gpu", "npu"] = "cpu"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    device: str | None = None
+    read_bytes: Annotated[float, Field(gt=0)]
+    weights: Annotated[float, Field(gt=0)] | None = None
+    head_weights: Annotated[float, Field(ge=0)] = 0
+    kv_bytes: Annotated[float, Field(ge=0)] = 0
+    decode_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
+    prefill_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
+    provenance: Literal["measured", "published"] = "published"
+    source: Annotated[str, Field(min_length=1)]
+    date: str
+
+    @model_validator(mode="after")
+    def _has_a_speed(self) -> Anchor:
+        if self.decode_tokens_per_s is None and self.prefill_tokens_per_s is None:
+            raise ValueError("expected decode_tokens_per_s or prefill_tokens_per_s, found neither")
+        if self.weights is not None and self.head_weights >= self.weights:
+            raise ValueError("expected head_weights to be less than weights, which they are part of")
+        return self
+
+
 class Target(Noun):
-    """One device class. `runner = "constrained"` measures this host within `limits`, never under a device's name."""
+    """One device class. `runner = "constrained"` measures this host within `limits`, never under a device's name.
+
+    `runner = "projected"` says that nobody here has the device: its numbers come from its anchors. `connection` tells
+    the runners ssh, adb and gpu where the device is (host, port, user, serial, …).
+    """
 
     schema_version: Literal[1] = 1
     id: Name
     title: str
     device_class: Literal["server-cpu", "desktop", "sbc", "phone", "mobile-class", "gpu"]
-    runner: Literal["local", "constrained"]
+    runner: Runner
     limits: Limits = Limits()
+    connection: dict[str, str | int | bool] = Field(default_factory=dict)
     figures: dict[str, Figure] = Field(default_factory=dict)
+    anchors: tuple[Anchor, ...] = ()
     note: str = ""
 
+    @field_validator("device_class", mode="before")
+    @classmethod
+    def _no_microcontroller(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.removesuffix("-class") == "mcu":
+            raise ValueError(NO_MCU)
+        return value
+
+    @field_validator("connection")
+    @classmethod
+    def _no_secret(cls, value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for name, held in value.items():
+            if SECRET.search(name) or "PRIVATE KEY" in str(held):
+                raise ValueError(f"expected no secret, found {name!r}; let the ssh agent or the adb key store hold it")
+        return value
+
+    @model_validator(mode="after")
+    def _reached_as_it_says(self) -> Target:
+        if self.connection and self.runner not in ("ssh", "adb", "gpu"):
+            raise ValueError(f"expected no connection, because the runner {self.runner} reaches no other device")
+        return self
+
     @property
-    def evidence(self) -> Literal["measured", "constrained"]:
-        return "measured" if self.runner == "local" else "constrained"
+    def evidence(self) -> Evidence:
+        return EVIDENCE_OF[self.runner]
+
+    def number(self, figure: str) -> float | None:
+        """The value of a figure if it is one number, else None."""
+        found = self.figures.get(figure)
+        return float(found.value) if found is not None and not isinstance(found.value, str) else None
 
 
 def target_folders() -> list[Path]:
