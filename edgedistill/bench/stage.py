@@ -41,7 +41,7 @@ def run(context: StageContext) -> None:
     A model that fails a block gets an invalid row with the cause and the sweep goes on; the gate judges such rows.
 
     Raises:
-        InputError: a target wants more cores than there are, or there is no prompt to ask.
+        InputError: a target wants more cores than there are or is not this host, or there is no prompt to ask.
         StageError: what is to be measured is not there, or not one row is valid.
     """
     bench = context.recipe.bench
@@ -83,8 +83,13 @@ def _cores(target: Target, *, threads: int) -> list[int]:
     """Core numbers for the worker: as many as the target has, or as the recipe says; the last ones serve least else.
 
     Raises:
-        InputError: there are not so many.
+        InputError: there are not so many, or the target is not this host, whose speed would go by its name.
     """
+    if target.runner not in ("local", "constrained"):
+        raise InputError(
+            f"target {target.id} is reached by the runner {target.runner}, which this stage does not have; choose a "
+            "target with the runner local or constrained, or `edgedistill targets project`"
+        )
     usable = usable_cores()
     wanted = target.limits.cores or threads or len(usable)
     if wanted > len(usable):

@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-targets_app = typer.Typer(help="List the targets, or show one.", rich_markup_mode=None)
+targets_app = typer.Typer(help="List the targets, show one, or project to it.", rich_markup_mode=None)
 app.add_typer(targets_app, name="targets")
 
 Reference = Annotated[
@@ -36,6 +36,14 @@ Set = Annotated[
 RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where runs are kept.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Hash every file of finished stages again.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TargetId = Annotated[str, typer.Argument(metavar="ID", help="A target's id or TOML file.")]
+ModelBytes = Annotated[float, typer.Option(metavar="N", help="Bytes of weights read per token: the file, tables out.")]
+Quant = Annotated[str, typer.Option(metavar="NAME", help="Quantization as the target's anchors name it, such as q4_0.")]
+Engine = Annotated[str, typer.Option(metavar="NAME", help="Engine as the target's anchors name it, such as llama.cpp.")]
+Backend = Annotated[str, typer.Option(metavar="NAME", help="What the engine runs on: cpu, gpu or npu.")]
+Weights = Annotated[float | None, typer.Option(metavar="N", help="Count of weights multiplied per token, if known.")]
+HeadWeights = Annotated[float, typer.Option(metavar="N", help="How many of them are in the output matrix.")]
+KvBytes = Annotated[float, typer.Option(metavar="N", help="Bytes of the KV cache read per token.")]
 RUNS = Path("runs")
 
 
@@ -169,14 +177,26 @@ def targets(ctx: typer.Context, as_json: Json = False) -> None:
 
 
 @targets_app.command(name="show")
-def targets_show(target: Annotated[str, typer.Argument(metavar="ID", help="A target's id or TOML file.")],
-                 as_json: Json = False) -> None:  # fmt: skip
-    """Show one target with the provenance of every figure."""
+def targets_show(target: TargetId, as_json: Json = False) -> None:
+    """Show one target: its figures' provenance, its anchors."""
     from edgedistill.cli import show
     from edgedistill.core.target import load_target
 
     found = load_target(target)
     _print(found.model_dump(mode="json") if as_json else show.target_text(found), as_json=as_json)
+
+
+@targets_app.command(name="project")
+def targets_project(target: TargetId, model_bytes: ModelBytes, quant: Quant, engine: Engine, backend: Backend = "cpu",
+                    weights: Weights = None, head_weights: HeadWeights = 0, kv_bytes: KvBytes = 0,
+                    as_json: Json = False) -> None:  # fmt: skip
+    """Project a model's speed to a target from its anchors."""
+    from edgedistill.cli import show
+    from edgedistill.cli.project import project
+
+    found = project(target, engine=engine, backend=backend, quant=quant, model_bytes=model_bytes, weights=weights,
+                    head_weights=head_weights, kv_bytes=kv_bytes)  # fmt: skip
+    _print(found if as_json else show.projection_text(found), as_json=as_json)
 
 
 def main() -> None:

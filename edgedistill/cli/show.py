@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgedistill.core.budget import Check, Verdict
-from edgedistill.core.target import Target
+from edgedistill.core.target import Anchor, Target
 from edgedistill.plan import Step
 
 MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "error": "ERROR"}
 
 CHANGES = ("bytes_change_pct", "retention_pct", "latency_change_pct", "throughput_ratio", "memory_change_pct")
 COMPARED = ("model", "target", "parameters", "bytes", "exact match", "response", "requests/h", "peak memory")
+ANCHORS = ("anchor", "quant", "engine", "read/token", "decode/s", "prefill/s", "provenance", "date", "source")
 
 
 def duration(seconds: float) -> str:
@@ -119,8 +120,11 @@ def targets_table(targets: Sequence[Target]) -> str:
 
 
 def target_text(target: Target) -> str:
-    """A target with its limits and the provenance of each figure."""
-    rows = [(name, f.value, f.provenance, f.date or "", f.url or f.note or "") for name, f in target.figures.items()]
+    """A target with its limits, the provenance of each figure, and its anchors."""
+    rows = [
+        (name, f.value, f.provenance, f.date or "", "; ".join(text for text in (f.url, f.note) if text))
+        for name, f in target.figures.items()
+    ]
     limits = target.limits
     lines = [
         f"{target.id}: {target.title}",
@@ -130,9 +134,37 @@ def target_text(target: Target) -> str:
     ]
     if target.note:
         lines.append(target.note)
+    if target.connection:
+        lines.append("connection: " + ", ".join(f"{name} {value}" for name, value in target.connection.items()))
     if rows:
         lines += ["", table(("figure", "value", "provenance", "date", "source"), rows)]
+    if target.anchors:
+        lines += ["", table(ANCHORS, [_anchor_row(anchor) for anchor in target.anchors])]
     return "\n".join(lines)
+
+
+def projection_text(found: dict[str, Any]) -> str:
+    """A projection with its band, what it rests on, and its evidence class; or that the model does not fit."""
+    lines = [f"{found['target']}, {found['engine']} {found['backend']}, {found['quant']}: evidence {found['evidence']}"]
+    if found["state"] == "does-not-fit":
+        needed, memory = quantity(found["needed_bytes"], "bytes"), quantity(found["memory_bytes"], "bytes")
+        return "\n".join([*lines, f"does not fit: {needed} are needed, {memory} can be had"])
+    for name in ("decode_tokens_per_s", "prefill_tokens_per_s"):
+        if (speed := found[name]) is not None:
+            low, value, high = (quantity(speed[key], "tokens/s") for key in ("low", "tokens_per_s", "high"))
+            lines.append(
+                f"{name.partition('_')[0]}: {value} ({low} … {high} at {100 * speed['level']:g} %), from "
+                f"{speed['anchors']} anchors of this quant and {speed['residuals']} leave-one-out residuals"
+            )
+    return "\n".join(lines)
+
+
+def _anchor_row(anchor: Anchor) -> tuple[str, ...]:
+    return (
+        anchor.model, anchor.quant, f"{anchor.engine} {anchor.backend}", quantity(anchor.read_bytes, "bytes"),
+        quantity(anchor.decode_tokens_per_s, ""), quantity(anchor.prefill_tokens_per_s, ""),
+        anchor.provenance, anchor.date, f"{anchor.device}: {anchor.source}" if anchor.device else anchor.source,
+    )  # fmt: skip
 
 
 def _check_row(check: Check) -> tuple[str, ...]:
