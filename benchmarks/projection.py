@@ -16,9 +16,9 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,8 +34,7 @@ LEVEL = 0.9
 MIB = 2**20
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """What a model is whatever device it runs on: weights in its layers, in its output matrix, KV bytes a position.
 
     Layers' weights follow from the size of the Q8_0 file (34 bytes for 32 weights); the rest is in its `config.json`.

@@ -17,6 +17,7 @@ from edgedistill.core.measurement import Measurement
 from edgedistill.core.metric import METRICS
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.runfolder import FOLDERS, SilentReporter, StageContext, read_manifest, run_stage
+from edgedistill.core.target import load_target
 
 MODELS = {"teacher": "torch", "gguf-f16": "llamacpp", "onnx-fp32": "onnxruntime-genai"}
 
@@ -165,3 +166,18 @@ def test_no_artifact_is_an_error(tiny_run: Path) -> None:
     shutil.rmtree(tiny_run / FOLDERS["export"])
     with pytest.raises(StageError, match=r"expected artifacts in .*; run the stage export first"):
         stage.run(context_of(tiny_run))
+
+
+def test_a_device_that_is_not_here_is_never_measured_as_this_host() -> None:
+    with pytest.raises(
+        InputError, match="raspberry-pi-5 is reached by the runner projected, which this stage does not"
+    ):
+        stage._cores(load_target("raspberry-pi-5"), threads=1)
+
+
+def test_a_board_with_more_cores_than_this_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "usable_cores", lambda: [0, 1])
+    with pytest.raises(InputError, match="target sbc-class wants 4 cores, this host lets 2 be used"):
+        stage._cores(load_target("sbc-class"), threads=0)
+    monkeypatch.setattr(stage, "usable_cores", lambda: [0, 1, 2, 3, 4])
+    assert stage._cores(load_target("sbc-class"), threads=0) == [1, 2, 3, 4]
