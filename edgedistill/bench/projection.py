@@ -58,7 +58,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Projection:
-    """A speed with its band at `level`, or the state that there is none because the model does not fit."""
+    """A speed with its band at `level`, or the state that there is none because the model does not fit.
+
+    `extrapolated`: the model reads fewer or more bytes than every cell that was fitted on, where no residual was taken.
+    """
 
     state: Literal["fits", "does-not-fit"]
     tokens_per_s: float | None
@@ -69,6 +72,7 @@ class Projection:
     residuals: int
     needed_bytes: float
     memory_bytes: float | None
+    extrapolated: bool = False
 
 
 def project(
@@ -131,6 +135,7 @@ def project(
         count,
         needed,
         memory_bytes,
+        not min(cell.read_bytes for cell in pool) <= read_bytes <= max(cell.read_bytes for cell in pool),
     )
 
 

@@ -104,4 +104,6 @@ def _speed(projection: Projection) -> dict[str, Any] | None:
     if projection.state == "does-not-fit":
         return None
     whole = asdict(projection)
-    return {name: whole[name] for name in ("tokens_per_s", "low", "high", "level", "anchors", "residuals")}
+    return {
+        name: whole[name] for name in ("tokens_per_s", "low", "high", "level", "anchors", "residuals", "extrapolated")
+    }

@@ -152,10 +152,13 @@ def projection_text(found: dict[str, Any]) -> str:
     for name in ("decode_tokens_per_s", "prefill_tokens_per_s"):
         if (speed := found[name]) is not None:
             low, value, high = (quantity(speed[key], "tokens/s") for key in ("low", "tokens_per_s", "high"))
+            of = f"{speed['anchors']} anchor{'s'[: speed['anchors'] != 1]} of this quant"
             lines.append(
-                f"{name.partition('_')[0]}: {value} ({low} … {high} at {100 * speed['level']:g} %), from "
-                f"{speed['anchors']} anchors of this quant and {speed['residuals']} leave-one-out residuals"
+                f"{name.partition('_')[0]}: {value} ({low} … {high} at {100 * speed['level']:g} %), "
+                f"from {of} and {speed['residuals']} leave-one-out residuals"
             )
+    if found["decode_tokens_per_s"]["extrapolated"]:
+        lines.append("note: no anchor reads as few or as many bytes per token, so the band was tested on none such")
     return "\n".join(lines)
 
 

@@ -174,6 +174,14 @@ def test_the_output_matrix_is_charged_at_its_own_type() -> None:
     assert same[0] == pytest.approx(same[1])
 
 
+def test_a_model_beyond_every_anchor_s_size_is_marked() -> None:
+    sizes = [cell.read_bytes for cell in law()]
+    marks = [project(law(), **ASKED | {"read_bytes": n}).extrapolated for n in (min(sizes), max(sizes))]
+    assert marks == [False, False]
+    marks = [project(law(), **ASKED | {"read_bytes": n}).extrapolated for n in (min(sizes) - 1, max(sizes) + 1)]
+    assert marks == [True, True]
+
+
 def test_nothing_cannot_be_fitted() -> None:
     with pytest.raises(ValueError, match="expected at least one cell"):
         fit([])

@@ -96,3 +96,16 @@ def test_the_kept_figures_say_where_they_come_from_and_reach_the_goal() -> None:
     assert environment["commit"] and environment["host_id"] and environment["date"] and environment["hardware"]["cpu"]
     assert (kept["n"], kept["cells"], len(kept["refused"])) == (930, 161, 7)
     assert kept["median_abs_pct_error"] <= 12 and kept["band_coverage"] >= 0.85 and kept["level"] == 0.9
+
+
+def test_the_readme_says_what_was_kept() -> None:
+    kept = json.loads(RESULT.read_text(encoding="utf-8"))
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"median error {kept['median_abs_pct_error']:.1f} %, 90th percentile {kept['p90_abs_pct_error']:.0f} %" in text
+    )
+    assert f"band (±{kept['band_half_width_pct']:.0f} %) holds {100 * kept['band_coverage']:.0f} % of them" in text
+    worst = min(found["band_coverage"] for found in kept["by_device"].values())
+    assert f"on the phone least like the others {100 * worst:.0f} %" in text
+    assert f"median error is {kept['model_unseen_anywhere']['median_abs_pct_error']:.1f} %" in text
+    assert f"and {kept['bytes_only']['median_abs_pct_error']:.1f} % where only the bytes are known" in text

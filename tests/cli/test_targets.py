@@ -45,8 +45,10 @@ def test_a_projection_is_printed_with_its_band_and_evidence() -> None:
     speed = found["decode_tokens_per_s"]
     low, value, high = (f"{speed[name]:.3g} tokens/s" for name in ("low", "tokens_per_s", "high"))
     assert decode.startswith(f"decode: {value} ({low} … {high} at 90 %), ")
-    assert decode.endswith("from 1 anchors of this quant and 48 leave-one-out residuals")
+    assert decode.endswith("from 1 anchor of this quant and 48 leave-one-out residuals")
     assert prefill.startswith(f"prefill: {found['prefill_tokens_per_s']['tokens_per_s']:.3g} tokens/s")
+    small = said("project", "raspberry-pi-5", "--model-bytes", "2e7", *ASKED[2:]).splitlines()
+    assert small[-1].startswith("note: no anchor reads as few or as many bytes per token")
     slower = json.loads(said("project", "raspberry-pi-5", *ASKED, "--kv-bytes", "5e8", "--json"))
     assert slower["decode_tokens_per_s"]["tokens_per_s"] < speed["tokens_per_s"]
 
