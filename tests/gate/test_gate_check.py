@@ -16,7 +16,7 @@ from edgedistill.core.files import canonical_json
 from edgedistill.core.measurement import Measurement
 from edgedistill.core.stats import Interval
 from edgedistill.gate.check import decide, judge
-from edgedistill.gate.estimate import RunData
+from edgedistill.gate.rundata import RunData
 
 Change = Callable[[RunData], RunData]
 
@@ -122,7 +122,7 @@ TRUTH: list[tuple[str, Change, dict[str, Any], str, str]] = [
      "under the 30× asked for"),
     ("absolute kept", same, bench(max="200 ms"), "pass", "within the limit of 200 ms"),
     ("absolute broken", same, bench(max="20 ms"), "fail", "over the limit of 20 ms"),
-    ("absolute inside", same, bench(max="84 ms"), "inconclusive", "measure more blocks"),
+    ("absolute inside", same, bench(max="84 ms"), "inconclusive", "further blocks are likely to"),
     ("minimum kept", same, bench("decode_tokens_per_s", min=500), "pass", "at least the 500 tokens/s asked for"),
     ("minimum broken", same, bench("decode_tokens_per_s", min=5000), "fail", "under the 5,000 tokens/s asked for"),
     ("memory kept", same, MEMORY, "pass", "within the limit of 200 MB"),
@@ -139,7 +139,7 @@ TRUTH: list[tuple[str, Change, dict[str, Any], str, str]] = [
     # Quality.
     ("retention kept", same, quality_budget(min_ratio=0.9), "pass", "at least the 0.9× asked for"),
     ("retention lost", answering("gguf-q4_0", 60), quality_budget(min_ratio=0.9), "fail", "under the 0.9× asked for"),
-    ("retention on few items", answering("gguf-q4_0", 95), quality_budget(min_ratio=0.95), "inconclusive", "or items"),
+    ("retention on few items", answering("gguf-q4_0", 95), quality_budget(min_ratio=0.95), "inconclusive", "further items are likely to settle it"),
     ("accuracy kept", same, quality_budget(min="85 %"), "pass", "is 97 % (91.5–99 %), at least the 85 % asked for"),
     ("accuracy near", same, quality_budget(min="95 %"), "inconclusive", "too close to the 95 % asked for"),
     ("divergence kept", same, {"metric": "kld_nats", "max": 0.05}, "pass", "is 0.0227 nats (0.02"),
