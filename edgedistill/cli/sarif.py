@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgedistill import __version__
 from edgedistill.cli.github import relative
 from edgedistill.core.budget import Check, Verdict
 from edgedistill.core.files import digest_of
+from edgedistill.core.host import package_versions
 from edgedistill.core.metric import METRICS
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -31,7 +31,7 @@ def sarif(verdict: Verdict, places: Mapping[str, tuple[Path, int]]) -> dict[str,
         }
         for name, check in sorted(budgets.items())
     ]
-    driver = {"name": "edgedistill", "version": __version__, "semanticVersion": __version__, "rules": rules}
+    driver = {"name": "edgedistill", "version": package_versions().get("edgedistill", "unknown"), "rules": rules}
     results = [
         _result(check, places[check.budget], rule=numbers[check.budget])
         for check in verdict.checks

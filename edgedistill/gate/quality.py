@@ -111,6 +111,11 @@ def sums_interval(over: tuple[float, ...], under: tuple[float, ...], *, confiden
 
 
 def quality_figure(data: RunData, metric: Metric, model: str) -> tuple[float, int]:
+    """A figure of the summary, and on how many tokens or items it rests.
+
+    Raises:
+        UnmeasuredError: it is missing, not finite, or of a damaged model.
+    """
     require_undamaged(data, model)
     quality = data.qualities.get(model)
     value = getattr(quality, metric.value, None)
