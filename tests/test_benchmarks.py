@@ -75,6 +75,24 @@ def test_the_simulation_counts_what_the_gate_says(power: ModuleType) -> None:
     assert sum(1 - confidence for _, confidence in told["looks"]) == pytest.approx(0.05, abs=1e-3)
 
 
+def test_real_verdicts_measure_further_blocks_only_where_those_before_do_not_decide(
+    power: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[int, float]] = []
+
+    def measured_round(model: Path, *, pair: int, slowdown: float = 0.0) -> tuple[list[float], list[float]]:
+        measured.append((pair, slowdown))
+        noise = random.Random(pair).gauss(0, 0.002)
+        return [1.0] * 3, [(1 + slowdown + (0.0526 if slowdown == 0 else 0) + noise)] * 3  # at the limit if not slowed
+
+    monkeypatch.setattr(power, "measured_round", measured_round)
+    found = power.real(Path("m.gguf"), runs={"aa": 1, "slow_10pct": 2, "slow_3pct": 0})
+    assert set(found) == {"aa", "slow_10pct"} and found["slow_10pct"]["fail"] == 2
+    assert [pair for pair, slowdown in measured if slowdown] == [*range(6), *range(6)]
+    undecided = [pair for pair, slowdown in measured if not slowdown]
+    assert undecided == list(range(len(undecided))) and len(undecided) in {look.blocks for look in power.LOOKS[1:]}
+
+
 def test_noise_that_hides_a_slowdown_is_told_as_such(power: ModuleType) -> None:
     (check,) = {power.verdict_of(quiet_rounds(0.2) + quiet_rounds(0.2), limit=0.95).outcome}
     assert check == "inconclusive"
