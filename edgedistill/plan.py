@@ -14,13 +14,15 @@ from edgedistill.core.artifact import Manifest
 from edgedistill.core.config import apply_overrides, did_you_mean, validate
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import read_json, sha256_file, write_json
-from edgedistill.core.host import host_id
+from edgedistill.core.host import host_id, now
 from edgedistill.core.recipe import Recipe, find_recipe, load_recipe
 from edgedistill.core.runfolder import FOLDERS, Reporter, StageState, read_manifest, stage_state
+from edgedistill.core.sequential import plan_looks
 from edgedistill.core.target import load_target
 from edgedistill.stage_process import run_in_process
 
 LOCK_FILE = "recipe.lock.json"
+SOURCE_FILE = "recipe.source.json"
 SPLITS = ("gold", "valid", "heldout", "prompts")
 Parameters = Callable[[Recipe], dict[str, Any]]
 
@@ -42,10 +44,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe and the folder its results lie in."""
+    """A recipe, the folder its results lie in, and the TOML file it was read from (a run's folder only names it)."""
 
     recipe: Recipe
     folder: Path
+    source: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def _eval(recipe: Recipe) -> dict[str, Any]:
 
 def _bench(recipe: Recipe) -> dict[str, Any]:
     return {
-        "bench": recipe.bench.model_dump(mode="json"),
+        # Further blocks are added to those that are there.
+        "bench": recipe.bench.model_dump(mode="json", exclude={"further_blocks"}),
         "targets": {name: load_target(name).model_dump(mode="json") for name in recipe.bench.targets},
         "host": host_id(),
         "threads": recipe.threads,
@@ -114,9 +118,16 @@ def _bench(recipe: Recipe) -> dict[str, Any]:
 
 def _gate(recipe: Recipe) -> dict[str, Any]:
     budgets = {name: budget.model_dump(mode="json") for name, budget in recipe.budget.items()}
+    today, baseline = now()[:10], recipe.gate.baseline
+    # A baseline that is not there is the gate's error to judge, not the plan's.
+    stored = sha256_file(Path(baseline)) if baseline and Path(baseline).is_file() else None
+    waivers = {name: budget.waiver for name, budget in recipe.budget.items() if budget.waiver}
     return {
         "budget": budgets,
-        "gate": recipe.gate.model_dump(mode="json"),
+        "gate": recipe.gate.model_dump(mode="json") | {"baseline": stored},
+        "expired": [name for name, waiver in waivers.items() if waiver.expires.isoformat() < today],
+        # When the looks are taken follows from how many blocks come first.
+        "blocks": recipe.bench.blocks if recipe.gate.settle_blocks else None,
         "release": list(recipe.export.release),
         "targets": list(recipe.bench.targets),
         "name": recipe.name,
@@ -151,7 +162,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "gate",
-            1,
+            2,
             "edgedistill.gate.stage:run",
             _gate,
             ("data", "teacher", "synth", "train", "export", "eval", "bench"),
@@ -169,11 +180,13 @@ def resolve(reference: str, overrides: tuple[str, ...] = (), *, runs_dir: Path =
     folder = Path(reference)
     if (folder / LOCK_FILE).is_file():
         data = read_json(folder / LOCK_FILE)
-        return Run(validate(Recipe, apply_overrides(data, overrides), source=str(folder / LOCK_FILE)), folder)
+        recipe = validate(Recipe, apply_overrides(data, overrides), source=str(folder / LOCK_FILE))
+        return Run(recipe, folder, _source_of(folder))
     if folder.is_dir():
         raise InputError(f"expected a run folder, found no {LOCK_FILE} in {folder}; name a recipe or a run's folder")
-    recipe = load_recipe(find_recipe(reference), overrides)
-    return Run(recipe, runs_dir / recipe.name)
+    path = find_recipe(reference)
+    recipe = load_recipe(path, overrides)
+    return Run(recipe, runs_dir / recipe.name, path.resolve())
 
 
 def needed(until: str | None) -> list[Stage]:
@@ -233,6 +246,8 @@ def execute(
         _require_inputs(run, only, verify=verify)
     with _locked(run.folder) as lock:
         write_json(run.folder / LOCK_FILE, run.recipe.model_dump(mode="json"))
+        if run.source:
+            write_json(run.folder / SOURCE_FILE, {"path": str(run.source)})
         steps: list[Step] = []
         done = set(STAGES) if only else set[str]()
         for stage in stages:
@@ -247,10 +262,42 @@ def execute(
         return steps
 
 
+def settle(
+    run: Run, report: Reporter, *, wanted: Callable[[], bool], on_run: Callable[[Run], None] = lambda run: None
+) -> Run:
+    """Judge, and while `wanted()` says so measure the blocks up to the next look and judge again; the run as it ends.
+
+    Blocks that are there stay; the looks are those that `gate.settle_blocks` declares (`core.sequential`).
+
+    Raises:
+        InputError: the recipe declares no further blocks.
+        StageError: a stage failed, or what comes before the gate is not done.
+    """
+    recipe = run.recipe
+    if not recipe.gate.settle_blocks:
+        raise InputError("expected gate.settle_blocks, the most blocks to add, found 0; set it in the recipe's [gate]")
+    looks = plan_looks(blocks=recipe.bench.blocks, further=recipe.gate.settle_blocks, confidence=recipe.gate.confidence)
+    execute(run, report, only="gate")
+    for further in (look.blocks - recipe.bench.blocks for look in looks[1:]):
+        if not wanted():
+            break
+        run = replace(run, recipe=_with_further(recipe, further))
+        on_run(run)
+        for stage in ("bench", "gate"):
+            execute(run, report, only=stage)
+    return run
+
+
+def _with_further(recipe: Recipe, blocks: int) -> Recipe:
+    bench = recipe.bench.model_copy(update={"further_blocks": max(blocks, recipe.bench.further_blocks)})
+    return recipe.model_copy(update={"bench": bench})
+
+
 def stage_arguments(run: Run, name: str) -> dict[str, Any]:
-    """Version, parameters and input digests of a stage, as `run_stage` and `stage_state` take them."""
+    """Version, parameters, input digests and further blocks of a stage, as `run_stage` and `stage_state` take them."""
     stage = STAGES[name]
     return {
+        "further": run.recipe.bench.further_blocks if name == "bench" else 0,
         "version": stage.version,
         "parameters": stage.parameters(run.recipe),
         "inputs": {source: _digest(run.folder, source) for source in stage.inputs},
@@ -283,6 +330,11 @@ def _require_inputs(run: Run, name: str, *, verify: bool) -> None:
     if before:
         found = "; ".join(f"{step.stage} is {step.state} ({step.why})" for step in before)
         raise StageError(f"{name} needs what comes before it done, found: {found}; run `edgedistill run {run.folder}`")
+
+
+def _source_of(folder: Path) -> Path | None:
+    path = folder / SOURCE_FILE
+    return Path(read_json(path)["path"]) if path.is_file() else None
 
 
 def _failure(folder: Path) -> str | None:

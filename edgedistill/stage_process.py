@@ -49,6 +49,7 @@ def run_in_process(
     version: int,
     parameters: Mapping[str, Any],
     inputs: Mapping[str, str],
+    further: int,
     report: Reporter,
     lock: int,
 ) -> None:
@@ -63,7 +64,7 @@ def run_in_process(
     log.parent.mkdir(exist_ok=True)
     order = {
         "run": str(run), "recipe": recipe.model_dump(mode="json"), "stage": stage, "entry": entry,
-        "version": version, "parameters": parameters, "inputs": inputs,
+        "version": version, "parameters": parameters, "inputs": inputs, "further": further,
     }  # fmt: skip
     threads = {"OMP_NUM_THREADS": str(recipe.threads)} if recipe.threads else {}
     events_in, events_out = os.pipe()
@@ -181,6 +182,7 @@ def _run(order: Mapping[str, Any], report: Reporter) -> None:
         version=order["version"],
         parameters=order["parameters"],
         inputs=order["inputs"],
+        further=order["further"],
         body=lambda context: getattr(importlib.import_module(module), function)(context),
     )
 

@@ -26,6 +26,15 @@ def write(context: StageContext) -> None:
     context.figures["answer"] = 42
 
 
+def grow(context: StageContext) -> None:
+    """One file a block; those that are there stay."""
+    bench = context.recipe.bench
+    missing = [n for n in range(bench.blocks + bench.further_blocks) if not (context.folder / f"{n}.txt").is_file()]
+    for number in missing:
+        write_text(context.folder / f"{number}.txt", str(number))
+    context.figures["measured"] = len(missing)
+
+
 def fail_once(context: StageContext) -> None:
     if not (context.folder / "half.txt").is_file():
         write_text(context.folder / "half.txt", "kept")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from scripts_outside import ROOT, script
 
+NOISE = ROOT / "benchmarks" / "results" / "gate_noise.json"
 RESULT = ROOT / "benchmarks" / "results" / "quickstart.json"
 
 
@@ -49,3 +52,78 @@ def test_the_kept_figures_say_where_they_come_from() -> None:
     assert environment["commit"] and environment["host_id"] and environment["hardware"]["cpu"] and kept["measured"]
     assert {row["model"] for row in kept["comparison"]["rows"]} >= {"teacher", "teacher-q4_0", "student", "control"}
     assert all(row["evidence"] in ("measured", "constrained") for row in kept["comparison"]["rows"] if row["target"])
+
+
+@pytest.fixture(scope="module")
+def power() -> ModuleType:
+    return script("benchmarks/gate_power.py")
+
+
+def quiet_rounds(spread: float) -> list[tuple[list[float], list[float]]]:
+    rng = random.Random(0)
+    return [tuple([1 + rng.gauss(0, spread)] * 3 for _ in range(2)) for _ in range(20)]
+
+
+def test_the_simulation_counts_what_the_gate_says(power: ModuleType) -> None:
+    found = power.simulated(quiet_rounds(0.003), runs=4)
+    assert {name: told["fail"] for name, told in found.items()} == {
+        "aa": 0, "slow_10pct": 4, "slow_3pct": 0, "aa_at_its_limit": 0,
+    }  # fmt: skip
+    assert found["aa"] | {"runs": 4, "pass": 4, "mean_blocks": 6.0} == found["aa"]
+    told = power.summary({"simulated": found})
+    assert (told["aa_false_fail"], told["detect_10pct"], told["false_fail_3pct"]) == (0.0, 1.0, 0.0)
+    assert sum(1 - confidence for _, confidence in told["looks"]) == pytest.approx(0.05, abs=1e-3)
+
+
+def test_real_verdicts_measure_further_blocks_only_where_those_before_do_not_decide(
+    power: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[int, float]] = []
+
+    def measured_round(model: Path, *, pair: int, slowdown: float = 0.0) -> tuple[list[float], list[float]]:
+        measured.append((pair, slowdown))
+        noise = random.Random(pair).gauss(0, 0.002)
+        return [1.0] * 3, [(1 + slowdown + (0.0526 if slowdown == 0 else 0) + noise)] * 3  # at the limit if not slowed
+
+    monkeypatch.setattr(power, "measured_round", measured_round)
+    found = power.real(Path("m.gguf"), runs={"aa": 1, "slow_10pct": 2, "slow_3pct": 0})
+    assert set(found) == {"aa", "slow_10pct"} and found["slow_10pct"]["fail"] == 2
+    assert [pair for pair, slowdown in measured if slowdown] == [*range(6), *range(6)]
+    undecided = [pair for pair, slowdown in measured if not slowdown]
+    assert undecided == list(range(len(undecided))) and len(undecided) in {look.blocks for look in power.LOOKS[1:]}
+
+
+def test_noise_that_hides_a_slowdown_is_told_as_such(power: ModuleType) -> None:
+    (check,) = {power.verdict_of(quiet_rounds(0.2) + quiet_rounds(0.2), limit=0.95).outcome}
+    assert check == "inconclusive"
+
+
+def test_a_drawn_round_is_a_recorded_one_with_the_slowdown_on_one_side(power: ModuleType) -> None:
+    rounds = [([1.0, 2.0], [4.0])]
+    drawn = [power.drawn_round(rounds, random.Random(seed), slowdown=0.1) for seed in range(40)]
+    assert {tuple(sorted(before)) for before, _ in drawn} == {(1.0, 1.0), (1.0, 2.0), (2.0, 2.0), (4.0,)}
+    assert {round(value, 6) for _, after in drawn for value in after} == {1.1, 2.2, 4.4}
+
+
+def test_the_injected_slowdown_is_real() -> None:
+    slowed = script("benchmarks/slowed_worker.py").slowed
+
+    def step() -> int:
+        end = time.perf_counter_ns() + 2_000_000
+        while time.perf_counter_ns() < end:
+            pass
+        return 7
+
+    def took(engine: SimpleNamespace) -> float:
+        began = time.perf_counter()
+        assert engine.step() == 7
+        return time.perf_counter() - began
+
+    engine = slowed(SimpleNamespace(step=step), 0.5)
+    assert 0.003 <= min(took(engine) for _ in range(10)) < 0.0036
+
+
+def test_recorded_noise_says_where_it_comes_from() -> None:
+    kept = json.loads(NOISE.read_text(encoding="utf-8"))
+    assert kept["environment"]["commit"] and kept["environment"]["host_id"] and kept["environment"]["date"]
+    assert len(kept["rounds"]) >= 40 and all(len(both) == 2 and min(map(min, both)) > 0 for both in kept["rounds"])

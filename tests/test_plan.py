@@ -19,7 +19,7 @@ import pytest
 from edgedistill import plan
 from edgedistill.core.errors import InputError, MissingError, StageError
 from edgedistill.core.recipe import Recipe, load_recipe, shipped_recipes
-from edgedistill.core.runfolder import FOLDERS, SilentReporter, stage_state
+from edgedistill.core.runfolder import FOLDERS, SilentReporter, read_manifest, stage_state
 from edgedistill.core.target import all_targets
 
 
@@ -330,3 +330,81 @@ def test_what_a_late_stage_lacks_is_said_before_the_first_begins(tmp_path: Path)
 def test_the_lock_file_gives_the_recipe_back(finished: plan.Run) -> None:
     data = json.loads((finished.folder / plan.LOCK_FILE).read_text())
     assert Recipe.model_validate(data) == quickstart()
+
+
+def settling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> plan.Run:
+    """A finished run whose bench makes one file a block."""
+    use(monkeypatch, bench="grow")
+    run = plan.Run(quickstart("bench.blocks=6", *overrides), tmp_path / "quickstart")
+    plan.execute(run, SilentReporter())
+    return run
+
+
+def measured(run: plan.Run) -> tuple[int, int, int]:
+    """Blocks there, blocks that the last run of the stage made, and how many are further ones."""
+    folder = run.folder / FOLDERS["bench"]
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return len(list(folder.glob("*.txt"))), manifest.figures["measured"], manifest.further
+
+
+def test_settling_adds_blocks_look_by_look_and_measures_none_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = settling(tmp_path, monkeypatch, "gate.settle_blocks=9")
+    assert measured(run) == (6, 6, 0)
+    answers = iter([True, True, False])
+    grown: list[int] = []
+    ended = plan.settle(
+        run, SilentReporter(), wanted=lambda: next(answers),
+        on_run=lambda later: grown.append(later.recipe.bench.further_blocks),
+    )  # fmt: skip
+    assert grown == [3, 6] and measured(run) == (12, 3, 6)
+    assert ended.recipe.bench.further_blocks == 6
+    # Asking for fewer leaves what is there; what a kill interrupts is gone on with.
+    assert {step.state for step in plan.plan(run)} == {"done"}
+    assert {step.state for step in plan.plan(plan.resolve(str(run.folder)))} == {"done"}
+    (run.folder / FOLDERS["bench"] / "manifest.json").unlink()
+    plan.execute(ended, SilentReporter(), only="bench")
+    assert measured(run) == (12, 0, 6)
+
+
+def test_settling_ends_at_the_declared_maximum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = settling(tmp_path, monkeypatch, "gate.settle_blocks=2")
+    plan.settle(run, SilentReporter(), wanted=lambda: True)
+    assert measured(run) == (8, 1, 2)
+
+
+def test_other_inputs_measure_everything_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = settling(tmp_path, monkeypatch, "gate.settle_blocks=2")
+    plan.settle(run, SilentReporter(), wanted=lambda: True)
+    other = replace(run, recipe=quickstart("bench.blocks=6", "gate.settle_blocks=2", "threads=1"))
+    assert changed(run, other.recipe).keys() == {"bench"}
+    plan.execute(other, SilentReporter(), until="bench")
+    assert measured(run) == (6, 6, 0)
+
+
+def test_settling_without_a_maximum_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"expected gate\.settle_blocks, the most blocks to add, found 0"):
+        plan.settle(plan.Run(quickstart(), tmp_path), SilentReporter(), wanted=lambda: True)
+    with pytest.raises(InputError, match=r"expected bench\.further_blocks <= gate\.settle_blocks, found 3 and 0"):
+        quickstart("bench.further_blocks=3")
+
+
+def test_a_waiver_that_expires_and_a_baseline_that_changes_make_the_gate_stale(
+    finished: plan.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    waiver = 'budget.size.waiver={reason="known", expires="2030-01-01"}'
+    monkeypatch.setattr(plan, "now", lambda: "2029-12-31T23:00:00+00:00")
+    before = plan.stage_arguments(replace(finished, recipe=quickstart(waiver)), "gate")["parameters"]
+    monkeypatch.setattr(plan, "now", lambda: "2030-01-02T00:00:00+00:00")
+    after = plan.stage_arguments(replace(finished, recipe=quickstart(waiver)), "gate")["parameters"]
+    assert (before["expired"], after["expired"]) == ([], ["size"])
+    path = tmp_path / "main.json"
+    named = quickstart(f"gate.baseline={json.dumps(str(path))}")
+    stored = []
+    for text in (None, "{}", "[]"):
+        if text:
+            path.write_text(text)
+        stored.append(plan.stage_arguments(replace(finished, recipe=named), "gate")["parameters"]["gate"]["baseline"])
+    assert stored[0] is None and len(set(stored)) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import shlex
 import tomllib
@@ -66,15 +67,23 @@ def test_every_command_in_the_readme_exists() -> None:
         leaf.make_context(name, rest)
 
 
+def inline(value: object) -> str:
+    """A value as inline TOML."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name} = {inline(inner)}' for name, inner in value.items())}}}"
+    return str(value) if isinstance(value, datetime.date) else repr(value)
+
+
 def test_the_recipe_fragments_are_valid() -> None:
     fragments = [block for kind, block in BLOCKS if kind == "toml"]
-    assert len(fragments) == 3
+    assert len(fragments) == 4
     for fragment in fragments:
         for table, values in tomllib.loads(fragment).items():
             if table == "budget":
                 for name, budget in values.items():
-                    sets = [f"budget.{name}={{{', '.join(f'{k}={v!r}' for k, v in budget.items())}}}"]
-                    load_recipe(shipped_recipes()["quickstart"], tuple(sets))
+                    load_recipe(shipped_recipes()["quickstart"], (f"budget.{name}={inline(budget)}",))
+            if table == "gate":
+                load_recipe(shipped_recipes()["quickstart"], (f"gate={inline(values)}",))
     phi = load_recipe(shipped_recipes()["phi4-mini"])
     shown = tomllib.loads(fragments[0])
     assert phi.teacher.model == shown["teacher"]["model"] and phi.student.model == shown["student"]["model"]

@@ -58,10 +58,13 @@ class Protocol:
     memory_rounds: frozenset[int] = field(default=frozenset())
 
 
-def memory_rounds(blocks: int) -> frozenset[int]:
-    """Rounds that take the memory pass too: three, spread over all, because a peak hardly varies."""
+def memory_rounds(blocks: int, *, further: int = 0) -> frozenset[int]:
+    """Rounds that take the memory pass too: three, spread over all, because a peak hardly varies.
+
+    Of `further` rounds as many: what was measured of the first ones stays what it is.
+    """
     step = max(1, blocks // MEMORY_ROUNDS)
-    return frozenset(range(0, blocks, step)[:MEMORY_ROUNDS])
+    return frozenset([*range(0, blocks, step)[:MEMORY_ROUNDS], *range(blocks, blocks + further, step)])
 
 
 def schedule(*, blocks: int, targets: Sequence[Target]) -> Iterator[tuple[Target, int]]:

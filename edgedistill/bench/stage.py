@@ -53,12 +53,13 @@ def run(context: StageContext) -> None:
         max_new_tokens=context.recipe.task.max_new_tokens,
         decode_tokens=bench.decode_tokens,
         environment=environment(),
-        memory_rounds=memory_rounds(bench.blocks),
+        memory_rounds=memory_rounds(bench.blocks, further=bench.further_blocks),
     )
+    blocks = bench.blocks + bench.further_blocks
     rows = read_rounds(context.folder, subjects=subjects, protocol=protocol)
-    per_round = [len(subjects) * (1 + (pair in protocol.memory_rounds)) for pair in range(bench.blocks)]
+    per_round = [len(subjects) * (1 + (pair in protocol.memory_rounds)) for pair in range(blocks)]
     total, done = len(targets) * sum(per_round), 0
-    for target, pair in schedule(blocks=bench.blocks, targets=targets):
+    for target, pair in schedule(blocks=blocks, targets=targets):
         if (target.id, pair) in rows:
             done += per_round[pair]
             continue

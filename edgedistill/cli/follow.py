@@ -57,18 +57,6 @@ def follow(
     return _conclude(run)
 
 
-def judge(reference: str, overrides: tuple[str, ...], *, runs_dir: Path) -> Verdict:
-    """The verdict on what a run has measured, judged anew if its budgets changed.
-
-    Raises:
-        StageError: a stage before the gate is not done, so there is nothing to judge.
-    """
-    run = plan.resolve(reference, overrides, runs_dir=runs_dir)
-    with reporter() as report:
-        plan.execute(run, report, only="gate")
-    return _verdict(run)
-
-
 def report_files(reference: str, overrides: tuple[str, ...], *, runs_dir: Path) -> dict[str, str]:
     """File name → path of what the gate reports in, brought up to date."""
     run = plan.resolve(reference, overrides, runs_dir=runs_dir)
@@ -88,7 +76,7 @@ def state_of(reference: str, *, runs_dir: Path, verify: bool) -> dict[str, Any]:
         "run": run.recipe.name,
         "folder": str(run.folder),
         "stages": stages,
-        "verdict": _verdict(run).outcome if "gate" in done else None,
+        "verdict": verdict_of(run).outcome if "gate" in done else None,
     }
 
 
@@ -109,7 +97,7 @@ def _conclude(run: plan.Run) -> int:
     folder = run.folder / FOLDERS["gate"]
     if (folder / "comparison.json").is_file():
         print(show.comparison_table(read_json(folder / "comparison.json")))
-    verdict = _verdict(run)
+    verdict = verdict_of(run)
     print(show.verdict_table(verdict, only_open=True))
     for title, path in (("report", folder / "report.html"), ("release", folder / "release")):
         if path.exists():
@@ -117,7 +105,7 @@ def _conclude(run: plan.Run) -> int:
     return EXIT_OF[verdict.outcome]
 
 
-def _verdict(run: plan.Run) -> Verdict:
+def verdict_of(run: plan.Run) -> Verdict:
     path = run.folder / FOLDERS["gate"] / "verdict.json"
     return validate(Verdict, read_json(path), source=str(path))
 

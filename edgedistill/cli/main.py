@@ -45,6 +45,20 @@ Weights = Annotated[float | None, typer.Option(metavar="N", help="Count of weigh
 HeadWeights = Annotated[float, typer.Option(metavar="N", help="How many of them are in the output matrix.")]
 KvBytes = Annotated[float, typer.Option(metavar="N", help="Bytes of the KV cache read per token.")]
 RUNS = Path("runs")
+Settle = Annotated[bool, typer.Option("--settle", help="Measure further blocks while a check is inconclusive.")]
+Suggest = Annotated[bool, typer.Option("--suggest", help="Print budgets that this run would keep, as TOML.")]
+Baseline = Annotated[Path | None, typer.Option("--baseline", metavar="FILE", help="Compare with this stored baseline.")]
+SaveBaseline = Annotated[
+    str | None, typer.Option("--save-baseline", metavar="NAME", help="Keep a baseline: a path, or in baselines/.")
+]
+Junit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write the verdict as JUnit XML.")]
+Sarif = Annotated[Path | None, typer.Option("--sarif", metavar="FILE", help="Write the verdict as SARIF 2.1.0.")]
+Badge = Annotated[Path | None, typer.Option("--badge", metavar="FILE", help="Write a shields.io endpoint.")]
+Summary = Annotated[
+    Path | None,
+    typer.Option("--github-summary", metavar="FILE", envvar="GITHUB_STEP_SUMMARY", show_envvar=False,
+                 help="Append the verdict as Markdown (in GitHub Actions by itself)."),
+]  # fmt: skip
 
 
 @app.callback()
@@ -122,17 +136,21 @@ def bench(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS,
 
 
 @app.command()
-def gate(reference: RunFolder, overrides: Set = None, runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
+def gate(reference: RunFolder, overrides: Set = None, runs_dir: RunsDir = RUNS, as_json: Json = False,
+         settle: Settle = False, suggest: Suggest = False, baseline: Baseline = None, save: SaveBaseline = None,
+         junit: Junit = None, sarif: Sarif = None, badge: Badge = None, summary: Summary = None) -> None:  # fmt: skip
     """Hold what was measured against every budget.
 
-    Measures nothing itself; the exit code is the verdict.
+    Measures nothing without --settle; the exit code is the verdict.
     """
-    from edgedistill.cli import show
-    from edgedistill.cli.follow import EXIT_OF, judge
+    from edgedistill.cli import follow, verdict
 
-    verdict = judge(reference, tuple(overrides or ()), runs_dir=runs_dir)
-    _print(verdict.model_dump(mode="json") if as_json else show.verdict_table(verdict), as_json=as_json)
-    raise typer.Exit(EXIT_OF[verdict.outcome])
+    found, folder = verdict.gate(
+        reference, tuple(overrides or ()), runs_dir=runs_dir, settle=settle, baseline=baseline, save_baseline=save,
+        outputs={"junit": junit, "sarif": sarif, "badge": badge, "summary": summary})  # fmt: skip
+    said = verdict.suggested(folder) if suggest else verdict.shown(found, as_json=as_json)
+    _print(said, as_json=as_json and not suggest)
+    raise typer.Exit(0 if suggest else follow.EXIT_OF[found.outcome])
 
 
 @app.command()

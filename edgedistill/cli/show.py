@@ -178,7 +178,7 @@ def _check_row(check: Check) -> tuple[str, ...]:
     return (
         check.budget, check.artifact, check.target or "–", check.metric.value,
         f"{sign} {quantity(check.limit, unit)}{against}", quantity(check.estimate, unit), interval,
-        MARKS[check.outcome],
+        f"{MARKS[check.outcome]}, waived" if check.waived else MARKS[check.outcome],
     )  # fmt: skip
 
 

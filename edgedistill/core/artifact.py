@@ -21,11 +21,15 @@ class FileEntry(Noun):
 
 
 class Manifest(Noun):
-    """Written last in a stage's folder; its existence with the wanted key means the stage is done."""
+    """Written last in a stage's folder; its existence with the wanted key means the stage is done.
+
+    `further` is how much there is beyond what the key asks for, of a stage whose results can be added to.
+    """
 
     schema_version: Literal[1] = 1
     stage: str
     key: str
+    further: int = 0
     stage_version: int
     parameters: dict[str, Any]
     inputs: dict[str, str]

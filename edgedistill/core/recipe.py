@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from edgedistill.core.budget import Budget
 from edgedistill.core.config import apply_overrides, did_you_mean, load_toml, validate
 from edgedistill.core.errors import InputError
+from edgedistill.core.measurement import Workload
 from edgedistill.core.model import Noun
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -168,10 +169,14 @@ class Eval(Noun):
 
 
 class Bench(Noun):
-    """What is measured where: targets by name, interleaved blocks, task prompts a block, one fixed shape."""
+    """What is measured where: targets by name, interleaved blocks, task prompts a block, one fixed shape.
+
+    `further_blocks` come after `blocks`; `gate --settle` raises them, and those there are never measured again.
+    """
 
     targets: tuple[str, ...] = ("local-cpu", "mobile-class")
     blocks: Positive = 6
+    further_blocks: Annotated[int, Field(ge=0)] = 0
     prompts_per_block: Positive = 6
     teacher_prompts_per_block: Positive = 2
     prefill_tokens: Positive = 64
@@ -179,7 +184,14 @@ class Bench(Noun):
 
 
 class Gate(Noun):
+    """How budgets are judged: confidence, the most further blocks `gate --settle` may measure, the stored baseline.
+
+    With `settle_blocks` each look at the measurements is stricter, so that all looks together err no more often.
+    """
+
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    settle_blocks: Annotated[int, Field(ge=0)] = 0
+    baseline: str | None = None
 
 
 class Recipe(Noun):
@@ -212,10 +224,18 @@ class Recipe(Noun):
             if budget.target is not None and budget.target not in self.bench.targets:
                 near = did_you_mean(budget.target, self.bench.targets)
                 raise ValueError(f"budget.{identity}.target = {budget.target!r} is not in bench.targets{near}")
+            if budget.workload is not None and budget.workload not in get_args(Workload):
+                near = did_you_mean(budget.workload, get_args(Workload))
+                raise ValueError(f"budget.{identity}.workload = {budget.workload!r} is no workload{near}")
             for artifact in budget.artifacts:
                 if artifact not in self.export.variants:
                     near = did_you_mean(artifact, self.export.variants)
                     raise ValueError(f"budget.{identity}.artifacts: {artifact!r} is not in export.variants{near}")
+        if self.bench.further_blocks > self.gate.settle_blocks:
+            raise ValueError(
+                f"expected bench.further_blocks <= gate.settle_blocks, found {self.bench.further_blocks} and "
+                f"{self.gate.settle_blocks}"
+            )
         return self
 
 
@@ -256,9 +276,10 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         for name in ("gold", "valid", "heldout", "prompts"):
             if isinstance(section.get(name), str):
                 section[name] = str((path.parent / section[name]).resolve())
-    evaluation = data.get("eval")
-    if isinstance(evaluation, dict) and isinstance(evaluation.get("text"), str):
-        evaluation["text"] = str((path.parent / evaluation["text"]).resolve())
+    for name, key in (("eval", "text"), ("gate", "baseline")):
+        section = data.get(name)
+        if isinstance(section, dict) and isinstance(section.get(key), str):
+            section[key] = str((path.parent / section[key]).resolve())
     for name in ("teacher", "student"):
         section = data.get(name)
         if isinstance(section, dict) and isinstance(section.get("model"), str):

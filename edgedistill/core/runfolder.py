@@ -100,9 +100,10 @@ def stage_state(
     version: int,
     parameters: Mapping[str, Any],
     inputs: Mapping[str, str],
+    further: int = 0,
     verify: bool = False,
 ) -> StageState:
-    """Whether the stage's folder holds what these inputs lead to.
+    """Whether the stage's folder holds what these inputs lead to, and at least so much `further`.
 
     With `verify` every file is hashed again; else sizes are compared.
     """
@@ -119,6 +120,8 @@ def stage_state(
         return StageState("stale", _what_changed(manifest, version=version, parameters=parameters, inputs=inputs))
     if damage := damaged_file(folder, manifest.files, rehash=verify):
         return StageState("stale", damage)
+    if manifest.further < further:
+        return StageState("partial", f"{manifest.further} of {further} further blocks are there")
     return StageState("done", f"{len(manifest.files)} files, {manifest.finished}")
 
 
@@ -129,20 +132,23 @@ def run_stage(
     parameters: Mapping[str, Any],
     inputs: Mapping[str, str],
     body: Callable[[StageContext], None],
+    further: int = 0,
 ) -> Manifest:
     """Run a stage's body and write its manifest last.
 
-    What an earlier run with the same key left is kept (the body resumes from it); what another key left is removed.
+    What an earlier run with the same key left is kept (the body resumes from it, or adds to it where `further` asks for
+    more); what another key left is removed.
     An error leaves `failed.json` with its sentence and no manifest.
     """
     folder = context.folder
     key = stage_key(stage=context.stage, version=version, parameters=parameters, inputs=inputs)
-    resumes = _started_key(folder) == key and not (folder / "manifest.json").is_file()
+    resumes = _started_key(folder) == key and _is_short(folder, further)
     if folder.exists() and not resumes:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     clear_temporaries(folder)
     (folder / "failed.json").unlink(missing_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)
     if not resumes:
         write_json(folder / "started.json", {"key": key, "started": now()})
     began = time.monotonic()
@@ -157,6 +163,7 @@ def run_stage(
     manifest = Manifest(
         stage=context.stage,
         key=key,
+        further=further,
         stage_version=version,
         parameters=dict(parameters),
         inputs=dict(inputs),
@@ -169,6 +176,17 @@ def run_stage(
     )
     write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
     return manifest
+
+
+def _is_short(folder: Path, further: int) -> bool:
+    """Whether the folder has no whole result yet, or one with less than `further` beyond what its key asks for."""
+    if not (folder / "manifest.json").is_file():
+        return True
+    try:
+        manifest = read_manifest(folder)
+    except InputError:
+        return False
+    return manifest is not None and manifest.further < further and damaged_file(folder, manifest.files) is None
 
 
 def _started_key(folder: Path) -> str | None:

@@ -10,17 +10,8 @@ from typing import Any
 
 from edgedistill.core.metric import METRICS, Metric
 from edgedistill.core.stats import Interval, percentile, percentile_supported
-from edgedistill.gate.estimate import (
-    EVIDENCE,
-    ROLES,
-    WORKLOADS,
-    Estimate,
-    RunData,
-    UnmeasuredError,
-    estimate,
-    estimate_ratio,
-    rows_of,
-)
+from edgedistill.gate.estimate import estimate, estimate_ratio, rows_of
+from edgedistill.gate.rundata import EVIDENCE, ROLES, WORKLOADS, Estimate, RunData, UnmeasuredError
 from edgedistill.gate.words import one_line
 
 TEACHER = "teacher"

@@ -14,7 +14,7 @@ from edgedistill.core.files import read_json, read_jsonl
 from edgedistill.core.measurement import Measurement
 from edgedistill.core.records import EvalItem, Quality
 from edgedistill.core.runfolder import FOLDERS, VOLATILE, read_manifest
-from edgedistill.gate.estimate import ModelFacts, Role, RunData
+from edgedistill.gate.rundata import ModelFacts, Role, RunData
 from edgedistill.runtimes.safetensors_file import check_weights
 
 SUMMARY = "summary.json"

@@ -10,8 +10,8 @@ from typing import Any
 from edgedistill.core.artifact import Manifest
 from edgedistill.core.budget import Check, Verdict
 from edgedistill.core.metric import METRICS
-from edgedistill.gate.estimate import ROLES
 from edgedistill.gate.plots import Line, Point, curves, scatter, thin
+from edgedistill.gate.rundata import ROLES
 from edgedistill.gate.words import number, quantity, span, times
 from edgedistill.gate.written import interval_text
 

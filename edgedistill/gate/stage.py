@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgedistill.core.artifact import Manifest, list_files, load_artifact
 from edgedistill.core.budget import Verdict
-from edgedistill.core.files import atomic_folder, digest_of, write_json, write_text
-from edgedistill.core.host import host_id
+from edgedistill.core.files import atomic_folder, digest_of, sha256_file, write_json, write_text
+from edgedistill.core.host import host_id, now
 from edgedistill.core.runfolder import StageContext
+from edgedistill.core.sequential import plan_looks
+from edgedistill.gate.baseline import make_baseline, read_baseline
 from edgedistill.gate.check import judge
 from edgedistill.gate.compare import compare
 from edgedistill.gate.inputs import read_manifests, read_metrics, read_parity, read_run
+from edgedistill.gate.suggest import suggest
 from edgedistill.gate.written import junit, markdown
 
 RELEASE = "release"
@@ -25,7 +29,9 @@ COUNTS = (("data", "gold"), ("data", "valid"), ("data", "heldout"), ("data", "pr
 
 
 def run(context: StageContext) -> None:
-    """Write verdict.json, verdict.md, junit.xml, comparison.json, report.html, and `release/` if the verdict is pass.
+    """Write the verdict as JSON, Markdown, JUnit and HTML, the comparison, and `release/` if the verdict is pass.
+
+    Besides: `suggested.toml`, budgets that this run would keep, and `baseline.json`, for a later one to compare with.
 
     A verdict that is no pass is a result of this stage, not a failure of it.
 
@@ -36,16 +42,26 @@ def run(context: StageContext) -> None:
 
     recipe, folder = context.recipe, context.folder
     release = recipe.export.release
-    data = read_run(context.run, host_id=host_id())
+    data = replace(read_run(context.run, host_id=host_id()), previous=read_baseline(recipe.gate.baseline))
     manifests = read_manifests(context.run)
     budgets = {name: budget.model_dump(mode="json") for name, budget in recipe.budget.items()}
+    inputs = {"budgets": digest_of(budgets)} | {m.stage: m.output_digest for _, m in manifests}
+    if recipe.gate.baseline and Path(recipe.gate.baseline).is_file():
+        inputs["baseline"] = sha256_file(Path(recipe.gate.baseline))
+    looks = ()
+    if recipe.gate.settle_blocks:
+        looks = plan_looks(
+            blocks=recipe.bench.blocks, further=recipe.gate.settle_blocks, confidence=recipe.gate.confidence
+        )
     verdict = judge(
         run=recipe.name,
         budgets=recipe.budget,
         release=release,
         data=data,
         confidence=recipe.gate.confidence,
-        inputs={"budgets": digest_of(budgets)} | {m.stage: m.output_digest for _, m in manifests},
+        inputs=inputs,
+        looks=looks,
+        today=now()[:10],
     )
     comparison = compare(
         run=recipe.name, data=data, release=release, targets=recipe.bench.targets, confidence=recipe.gate.confidence
@@ -71,6 +87,20 @@ def run(context: StageContext) -> None:
     write_text(folder / "junit.xml", junit(verdict))
     write_json(folder / "comparison.json", comparison)
     write_text(folder / "report.html", report)
+    proposed = suggest(
+        data, release=release, targets=recipe.bench.targets, confidence=recipe.gate.confidence, looks=looks
+    )
+    write_text(folder / "suggested.toml", proposed)
+    judged_models = {*release, "teacher", *(name for b in recipe.budget.values() for name in (*b.artifacts, b.against))}
+    baseline = make_baseline(
+        data,
+        run=recipe.name,
+        measured=next((m.finished for _, m in manifests if m.stage == "bench"), ""),
+        inputs=inputs,
+        models=judged_models,
+        rows=comparison["rows"],
+    )
+    write_json(folder / "baseline.json", baseline)
     passed = sum(check.outcome == "pass" for check in verdict.checks)
     context.figures.update({"outcome": verdict.outcome, "checks": len(verdict.checks), "passed": passed})
     for check in verdict.checks:
@@ -104,6 +134,7 @@ def write_release(folders: Sequence[Path], *, out: Path, verdict: Verdict) -> No
             "run": verdict.run,
             "outcome": verdict.outcome,
             "inputs": verdict.inputs,
+            "waived": [check.reason for check in verdict.checks if check.waived],
             "artifacts": artifacts,
             "files": files,
         }

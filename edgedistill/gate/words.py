@@ -44,7 +44,7 @@ def times(value: float) -> str:
 
 
 def possessive(model: str) -> str:
-    return "the teacher's" if model == "teacher" else f"{model}'s"
+    return {"teacher": "the teacher's", "previous": "its baseline's"}.get(model, f"{model}'s")
 
 
 def one_line(text: str) -> str:

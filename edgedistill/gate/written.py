@@ -20,19 +20,25 @@ def markdown(verdict: Verdict) -> str:
     lines += ["| " + " | ".join(_cells(check)) + " |" for check in verdict.checks]
     open_checks = [check for check in verdict.checks if check.outcome != "pass"]
     if open_checks:
-        lines += ["", *(f"- **{check.budget}** ({check.level}): {check.reason}" for check in open_checks)]
+        lines += ["", *(f"- **{check.budget}** ({shown_level(check)}): {check.reason}" for check in open_checks)]
     return "\n".join([*lines, ""])
 
 
 def junit(verdict: Verdict) -> str:
-    """One test case a check; only `pass` is a success, and a warning that did not pass is skipped with its reason."""
+    """One test case a check; only `pass` succeeds, and a warning or a waived one is skipped with its reason."""
     checks = verdict.checks
     suite = ElementTree.Element("testsuite", name=f"edgedistill {verdict.run}")
     for check in checks:
         name = f"{check.artifact}{f' on {check.target}' if check.target else ''}, {check.limit_kind}"
         case = ElementTree.SubElement(suite, "testcase", classname=f"budget.{check.budget}", name=name)
         if check.outcome != "pass":
-            element = "skipped" if check.level == "warn" else "failure" if check.outcome == "fail" else "error"
+            element = (
+                "skipped"
+                if check.level == "warn" or check.waived
+                else "failure"
+                if check.outcome == "fail"
+                else "error"
+            )
             kind = {} if element == "skipped" else {"type": check.outcome}
             ElementTree.SubElement(case, element, kind, message=check.reason).text = check.reason
     if not checks:
@@ -47,6 +53,10 @@ def junit(verdict: Verdict) -> str:
     buffer = io.BytesIO()
     ElementTree.ElementTree(root).write(buffer, encoding="utf-8", xml_declaration=True)
     return buffer.getvalue().decode() + "\n"
+
+
+def shown_level(check: Check) -> str:
+    return "waived" if check.waived else check.level
 
 
 def interval_text(check: Check) -> str:
@@ -66,8 +76,9 @@ def _cells(check: Check) -> list[str]:
     sign = "≤" if check.limit_kind.startswith("max") else "≥"
     whose = f" {check.against}" if check.against else ""
     confidence = f" at {number(100 * check.confidence)} %" if interval != "–" else ""
+    outcome = f"{check.outcome}, waived" if check.waived else check.outcome
     cells = (
-        check.outcome, check.budget, check.artifact, check.target or "–", check.metric.value, shown(check.estimate),
+        outcome, check.budget, check.artifact, check.target or "–", check.metric.value, shown(check.estimate),
         interval + confidence, f"{sign} {shown(check.limit)}{whose}",
     )  # fmt: skip
     return [cell.replace("|", "\\|") for cell in cells]

@@ -56,6 +56,17 @@ def test_other_quantities_are_refused_with_an_example(value: str, unit: str, exa
         ({"metric": "artifact_bytes", "max": 1, "min": 2}, "expected min <= max, found 2 and 1"),
         ({"metric": "kld_nats", "max_ratio": 1, "min_ratio": "200 %"}, "expected min_ratio <= max_ratio"),
         ({"metric": "artifact_bytes", "max": float("nan")}, "finite number"),
+        ({"metric": "tpot_ms", "max": 1, "target": "t", "statistic": "p42"}, "'p95'"),
+        ({"metric": "kld_nats", "max": 1, "statistic": "p95"}, "because kld_nats has no samples in time"),
+        (
+            {"metric": "decode_tokens_per_s", "min": 1, "target": "t", "statistic": "p95"},
+            "because p95 of decode_tokens_per_s is its good end",
+        ),
+        ({"metric": "artifact_bytes", "max": 1, "workload": "shape"}, "expected no workload, because artifact_bytes"),
+        ({"metric": "artifact_bytes", "max": 1, "waiver": {"reason": " ", "expires": "2026-01-01"}}, "at least 1 char"),
+        ({"metric": "artifact_bytes", "max": 1, "waiver": {"reason": "x", "expires": "soon"}}, "valid date"),
+        ({"metric": "artifact_bytes", "max": 1, "waiver": {"reason": "x"}}, "Field required"),
+        ({"metric": "artifact_bytes", "maximum": 1}, "Extra inputs are not permitted"),
         ({"metric": "artifact_bytes", "max": 1, "min_evidence": "guessed"}, "'published', 'projected'"),
     ],
 )

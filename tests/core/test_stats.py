@@ -17,9 +17,12 @@ from edgedistill.core.stats import (
     paired_proportion_ratio,
     paired_ratio_interval,
     percentile,
+    percentile_interval,
+    percentile_needs,
     percentile_supported,
     ratio_of_sums_interval,
     student_quantile,
+    unpaired_ratio_interval,
     wilson_interval,
 )
 
@@ -204,3 +207,85 @@ def test_a_ratio_of_sums_refuses(over: list[float], under: list[float], message:
 def test_percentile_claims_need_the_binomial_rules_samples(p: float, n: int) -> None:
     assert percentile_supported(n=n, p=p, confidence=0.95)
     assert not percentile_supported(n=n - 1, p=p, confidence=0.95)
+
+
+@pytest.mark.parametrize(("p", "n"), [(50, 5), (90, 29), (95, 59), (99, 299)])
+def test_a_percentile_needs_the_binomial_rules_samples_and_says_how_many(p: float, n: int) -> None:
+    assert percentile_needs(p=p, confidence=0.95) == n
+    values = [float(i) for i in range(1, n + 1)]
+    assert percentile_interval(values, p=p, confidence=0.95).high == n  # without a violation the largest is the bound
+    with pytest.raises(ValueError, match=f"found {n - 1} samples, a p{p} at 95 % confidence needs at least {n}"):
+        percentile_interval(values[1:], p=p, confidence=0.95)
+
+
+def test_percentile_bounds_are_those_of_the_binomial_distribution() -> None:
+    interval = percentile_interval([float(i) for i in range(1, 101)], p=95, confidence=0.95)
+    below = [sum(math.comb(100, i) * 0.95**i * 0.05 ** (100 - i) for i in range(k + 1)) for k in range(101)]
+    low, high = int(interval.low), int(interval.high)
+    assert below[high - 1] >= 0.95 > below[high - 2]
+    assert 1 - below[low - 1] >= 0.95 > 1 - below[low]
+
+
+def test_percentile_bounds_err_no_more_than_they_say() -> None:
+    rng = random.Random(11)
+    truth = -math.log(0.05)  # the p95 of an exponential
+    wrong = [0, 0]
+    for _ in range(2000):
+        interval = percentile_interval([rng.expovariate(1) for _ in range(120)], p=95, confidence=0.95)
+        wrong[0] += interval.high < truth
+        wrong[1] += interval.low > truth
+    assert all(count / 2000 <= 0.06 for count in wrong)
+
+
+@pytest.mark.parametrize(("blocks", "confidence"), [(6, 0.95), (6, 0.98), (10, 0.95), (16, 0.98), (24, 0.95)])
+@pytest.mark.parametrize("outliers", [0.0, 0.15])
+def test_the_interval_of_few_blocks_errs_no_more_than_it_says(blocks: int, confidence: float, outliers: float) -> None:
+    rng = random.Random(blocks)
+    wrong, trials = 0, 600
+    for trial in range(trials):
+        values = [[math.exp(rng.gauss(0, 0.2 if rng.random() < outliers else 0.05))] for _ in range(blocks)]
+        interval = paired_ratio_interval(values, [[1.0]] * blocks, confidence=confidence, seed=trial, resamples=60)
+        wrong += not interval.low <= 1 <= interval.high
+    said = 1 - confidence
+    assert wrong / trials <= said + 2.5 * math.sqrt(said * (1 - said) / trials)
+
+
+def test_two_times_are_compared_and_what_the_host_did_to_both_cancels() -> None:
+    rng = random.Random(4)
+
+    def measured(speed: float, host: float) -> tuple[list[list[float]], list[list[float]]]:
+        drift = [host * math.exp(rng.gauss(0, 0.05)) for _ in range(8)]
+        ours, anchor = ([[v * d * math.exp(rng.gauss(0, 0.01)) for _ in "abc"] for d in drift] for v in (speed, 1.0))
+        return ours, anchor
+
+    (now, now_anchor), (then, then_anchor) = measured(0.9, 0.7), measured(1.0, 1.0)
+    plain = unpaired_ratio_interval(now, then, confidence=0.95, seed=0)
+    anchored = unpaired_ratio_interval(
+        now, then, now_anchor=now_anchor, then_anchor=then_anchor, confidence=0.95, seed=0
+    )
+    assert plain.high < 0.7 < 0.88 < anchored.low < anchored.estimate < anchored.high < 0.92
+    again = unpaired_ratio_interval(now, then, confidence=0.95, seed=0)
+    assert again == plain
+
+
+def test_two_times_alike_are_told_apart_no_more_often_than_said() -> None:
+    rng = random.Random(8)
+    wrong = 0
+    for trial in range(300):
+        now, then = ([[math.exp(rng.gauss(0, 0.05))] for _ in range(6)] for _ in range(2))
+        interval = unpaired_ratio_interval(now, then, confidence=0.95, seed=trial, resamples=200)
+        wrong += not interval.low <= 1 <= interval.high
+    assert wrong / 300 <= 0.08
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "message"),
+    [([[1.0]], [[1.0]] * 3, "at least two blocks at each time, found 1 and 3"),
+     ([[1.0], [0.0]], [[1.0]] * 2, "expected positive values for a ratio"),
+     ([[1.0], []], [[1.0]] * 2, "no empty block")],
+)  # fmt: skip
+def test_two_times_refuse(now: list[list[float]], then: list[list[float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        unpaired_ratio_interval(now, then, confidence=0.95, seed=0)
+    with pytest.raises(ValueError, match="expected paired blocks, found 2 and 1"):
+        unpaired_ratio_interval([[1.0]] * 2, [[1.0]] * 2, now_anchor=[[1.0]], confidence=0.95, seed=0)

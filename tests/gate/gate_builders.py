@@ -10,7 +10,7 @@ from typing import Any
 from edgedistill.core.measurement import Measurement
 from edgedistill.core.records import EvalItem, Quality
 from edgedistill.core.stats import wilson_interval
-from edgedistill.gate.estimate import ModelFacts, RunData
+from edgedistill.gate.rundata import ModelFacts, RunData
 
 HOST = "0123456789ab"
 TARGETS = {"local-cpu": ("measured", 1.0), "mobile-class": ("constrained", 2.0)}

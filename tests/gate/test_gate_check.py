@@ -14,16 +14,32 @@ from gate_builders import HOST, answers, measurements, quality, run_data
 from edgedistill.core.budget import Budget, Verdict
 from edgedistill.core.files import canonical_json
 from edgedistill.core.measurement import Measurement
+from edgedistill.core.sequential import Look, plan_looks
 from edgedistill.core.stats import Interval
 from edgedistill.gate.check import decide, judge
-from edgedistill.gate.estimate import RunData
+from edgedistill.gate.rundata import RunData
 
+TODAY = "2026-06-01"
 Change = Callable[[RunData], RunData]
 
 
-def verdict_of(data: RunData, budgets: dict[str, dict[str, Any]], release: tuple[str, ...] = ("gguf-q4_0",)) -> Verdict:
+def verdict_of(
+    data: RunData,
+    budgets: dict[str, dict[str, Any]],
+    release: tuple[str, ...] = ("gguf-q4_0",),
+    looks: tuple[Look, ...] = (),
+) -> Verdict:
     made = {name: Budget.model_validate(fields) for name, fields in budgets.items()}
-    return judge(run="x", budgets=made, release=release, data=data, confidence=0.95, inputs={"bench": "d"})
+    return judge(
+        run="x",
+        budgets=made,
+        release=release,
+        data=data,
+        confidence=0.95,
+        inputs={"bench": "d"},
+        today=TODAY,
+        looks=looks,
+    )
 
 
 def bench(metric: str = "response_ms", **limits: Any) -> dict[str, Any]:
@@ -34,6 +50,7 @@ def quality_budget(**limits: Any) -> dict[str, Any]:
     return {"metric": "exact_match_ratio"} | limits
 
 
+WAIVER = {"reason": "known", "expires": "2026-12-31"}
 LATENCY = bench(max_ratio=0.15)
 MEMORY = bench("peak_rss_bytes", max="200 MB")
 
@@ -106,6 +123,19 @@ def agreeing(model: str) -> Change:
     return changed
 
 
+def with_items(model: str, which: range = range(100), **fields: Any) -> Change:
+    def changed(data: RunData) -> RunData:
+        items = [i.model_copy(update=fields) if n in which else i for n, i in enumerate(data.items[model])]
+        return replace(data, items=data.items | {model: items})
+
+    return changed
+
+
+def before(change: Change = lambda data: data) -> Change:
+    """A baseline, as `change` makes it of a run measured at another time."""
+    return lambda data: replace(data, previous=change(replace(data, measurements=measurements(seed=9))))
+
+
 def same(data: RunData) -> RunData:
     return data
 
@@ -122,7 +152,7 @@ TRUTH: list[tuple[str, Change, dict[str, Any], str, str]] = [
      "under the 30× asked for"),
     ("absolute kept", same, bench(max="200 ms"), "pass", "within the limit of 200 ms"),
     ("absolute broken", same, bench(max="20 ms"), "fail", "over the limit of 20 ms"),
-    ("absolute inside", same, bench(max="84 ms"), "inconclusive", "measure more blocks"),
+    ("absolute inside", same, bench(max="84 ms"), "inconclusive", "further blocks are likely to"),
     ("minimum kept", same, bench("decode_tokens_per_s", min=500), "pass", "at least the 500 tokens/s asked for"),
     ("minimum broken", same, bench("decode_tokens_per_s", min=5000), "fail", "under the 5,000 tokens/s asked for"),
     ("memory kept", same, MEMORY, "pass", "within the limit of 200 MB"),
@@ -139,7 +169,8 @@ TRUTH: list[tuple[str, Change, dict[str, Any], str, str]] = [
     # Quality.
     ("retention kept", same, quality_budget(min_ratio=0.9), "pass", "at least the 0.9× asked for"),
     ("retention lost", answering("gguf-q4_0", 60), quality_budget(min_ratio=0.9), "fail", "under the 0.9× asked for"),
-    ("retention on few items", answering("gguf-q4_0", 95), quality_budget(min_ratio=0.95), "inconclusive", "or items"),
+    ("retention on few items", answering("gguf-q4_0", 95), quality_budget(min_ratio=0.95), "inconclusive",
+     "further items are likely to settle it"),
     ("accuracy kept", same, quality_budget(min="85 %"), "pass", "is 97 % (91.5–99 %), at least the 85 % asked for"),
     ("accuracy near", same, quality_budget(min="95 %"), "inconclusive", "too close to the 95 % asked for"),
     ("divergence kept", same, {"metric": "kld_nats", "max": 0.05}, "pass", "is 0.0227 nats (0.02"),
@@ -236,6 +267,84 @@ TRUTH: list[tuple[str, Change, dict[str, Any], str, str]] = [
     ("a ratio to a zero figure", with_quality("teacher", bits_per_byte=0.0), {"metric": "bits_per_byte",
      "max_ratio": 1},
      "error", "bits_per_byte of 0, which nothing can be divided by"),
+    # Percentiles, and whose rows count.
+    ("a percentile kept", same, bench("tpot_ms", max="2 ms", statistic="p95"), "pass", "tpot_ms (p95) is "),
+    ("a percentile broken", same, bench("tpot_ms", max="0.5 ms", statistic="p50"), "fail", "over the limit of 0.5 ms"),
+    ("a percentile inside its bounds", same, bench("tpot_ms", max=0.84, statistic="p50"), "inconclusive", "to tell"),
+    ("p99 of too few samples", same, bench("tpot_ms", max="9 ms", statistic="p99"), "error",
+     "found 96 samples, a p99 at 95 % confidence needs at least 299"),
+    ("p95 of too few samples", same, bench(max="9 s", statistic="p95"), "error",
+     "found 24 samples, a p95 at 95 % confidence needs at least 59"),
+    ("p90 of too few samples", same, bench(max="9 s", statistic="p90"), "error", "needs at least 29"),
+    ("a ratio of percentiles kept", same, bench("tpot_ms", max_ratio=0.2, statistic="p95"), "pass", "within"),
+    ("a ratio of percentiles of too few", same, bench(max_ratio=0.2, statistic="p95"), "error",
+     "a p95 at 97.5 % confidence needs at least 72"),
+    ("the workload that measures it", same, LATENCY | {"workload": "prompts"}, "pass", "within"),
+    ("a workload that does not", same, LATENCY | {"workload": "shape"}, "error",
+     "round 0 of gguf-q4_0 has no sample of response_ms"),
+    ("a workload without rows", dropping(lambda r: r.workload == "shape"), bench("tpot_ms", max=9, workload="shape"),
+     "error", "has no measurement of tpot_ms by the workload shape"),
+    # Answers that hide in accuracy.
+    ("answers thrice as long", with_items("gguf-q4_0", output_ids=(1,) * 6), quality_budget(min_ratio=0.9), "fail",
+     "but answers have 6 tokens in the mean, 3× those of teacher, outside of 0.67–1.5×"),
+    ("answers half as long", with_items("gguf-q4_0", output_ids=(1,)), quality_budget(min=0.85), "fail", "0.5× those"),
+    ("answers a little longer", with_items("gguf-q4_0", output_ids=(1, 2, 3)), quality_budget(min=0.85), "pass",
+     "at least"),
+    ("answers that do not end", with_items("gguf-q4_0", finish="length", which=range(3)), quality_budget(min=0.85),
+     "fail", "97 % of answers end by themselves, 100 % of those of teacher; the rest ran to the limit"),
+    ("two that do not end", with_items("gguf-q4_0", finish="length", which=range(2)), quality_budget(min=0.85),
+     "pass", "at least"),
+    ("a reference that says nothing", with_items("teacher", output_ids=()), quality_budget(min_ratio=0.9), "error",
+     "teacher answered with no token at all"),
+    # The stored baseline.
+    ("as before", before(), bench(max_ratio=1.1, against="previous"), "pass",
+     "its baseline's (0.9"),
+    ("as before, beside the teacher", before(), bench(max_ratio=1.1, against="previous"), "pass",
+     "both taken beside the same teacher"),
+    ("slower than before", before(scaled(OURS, "response_ms", 0.7)), bench(max_ratio=1.1, against="previous"), "fail",
+     "over the limit of 1.1×"),
+    ("a slower host is no slower model", before(scaled(lambda r: r.workload == "prompts", "response_ms", 0.7)),
+     bench(max_ratio=1.1, against="previous"), "pass", "within the limit"),
+    ("too near to before", before(), bench(max_ratio=1.0, against="previous"), "inconclusive", "to tell"),
+    ("memory as before", before(), bench("peak_rss_bytes", max_ratio=1.1, against="previous"), "pass", "within"),
+    ("bytes as before", before(), {"metric": "artifact_bytes", "max_ratio": 1.0, "against": "previous"}, "pass",
+     "1× its baseline's"),
+    ("as right as before", before(), quality_budget(min_ratio=0.95, against="previous"), "pass", "at least"),
+    ("less right than before", before(answering("gguf-q4_0", 100)), quality_budget(min_ratio=0.999,
+     against="previous"), "inconclusive", "to tell"),
+    ("as near as before", before(), {"metric": "kld_nats", "max_ratio": 1.1, "against": "previous"}, "pass", "within"),
+    ("tokens as before", before(), bench("tpot_ms", max_ratio=1.5, statistic="p50", against="previous"), "pass",
+     "within"),
+    ("longer than before", before(with_items("gguf-q4_0", output_ids=(1,))), quality_budget(min_ratio=0.9,
+     against="previous"), "fail", "2× those of its baseline"),
+    ("no baseline named", same, bench(max_ratio=1.1, against="previous"), "error",
+     "no baseline is named; set baseline in the recipe's [gate]"),
+    ("a baseline that is missing", lambda data: replace(data, previous="the baseline b.json is missing; save one"),
+     bench(max_ratio=1.1, against="previous"), "error", "the baseline b.json is missing"),
+    ("a baseline of another host", before(lambda data: replace(data, host_id="ffff")),
+     bench(max_ratio=1.1, against="previous"), "error", "the baseline was measured on host ffff, this is 0123456789ab"),
+    ("another host's quality", before(lambda data: replace(data, host_id="ffff")), quality_budget(min_ratio=0.5,
+     against="previous"), "error", "was measured on host ffff"),
+    ("a baseline without the artifact", before(without("models", "gguf-q4_0")), bench(max_ratio=1.1,
+     against="previous"), "error", "the baseline has no gguf-q4_0"),
+    ("a baseline with other settings", before(updating(OURS, settings={"threads": 4})), bench(max_ratio=1.1,
+     against="previous"), "error", "the baseline is stale: threads was 4, is 2; save a new one"),
+    ("a baseline by another engine", before(updating(OURS, engine="onnx")), bench(max_ratio=1.1, against="previous"),
+     "error", "the baseline is stale: engine was onnx, is llamacpp"),
+    ("a baseline of other items", before(answering("gguf-q4_0", 40, of=50)), quality_budget(min_ratio=0.5,
+     against="previous"), "error", "answered different items (50 in common)"),
+    ("a baseline of two blocks", before(dropping(lambda r: r.pair > 1)), bench(max_ratio=1.1, against="previous"),
+     "error", "found 2 blocks now or in the baseline"),
+    ("NaN in the baseline", before(sampling(of("gguf-q4_0", pair=4), "response_ms", [math.nan])),
+     bench(max_ratio=1.1, against="previous"), "error", "has nan as a sample"),
+    ("an invalid row in the baseline", before(updating(of("gguf-q4_0", pair=3), valid=False)),
+     bench(max_ratio=1.1, against="previous"), "error", "is invalid"),
+    # Waivers, on 2026-06-01.
+    ("a waiver that is not needed", same, LATENCY | {"waiver": WAIVER}, "pass", "until 2026-12-31 is not needed"),
+    ("a waiver of what was not measured", dropping(OURS), LATENCY | {"waiver": WAIVER}, "error",
+     "its waiver (known) until 2026-12-31 does not cover what was not measured"),
+    ("an expired waiver", same, bench(max_ratio=0.02, waiver=WAIVER | {"expires": "2026-05-31"}), "fail",
+     "its waiver (known) expired on 2026-05-31, so it binds again"),
     # Evidence.
     ("weaker evidence than asked for", same, {"metric": "response_ms", "target": "mobile-class", "max": "1 s",
      "min_evidence": "measured"}, "error", "its evidence is constrained, the budget asks for measured"),
@@ -265,7 +374,7 @@ def test_truth_table(change: Change, budget: dict[str, Any], outcome: str, reaso
 
 
 def test_the_table_is_as_long_as_it_claims() -> None:
-    assert len(TRUTH) >= 40
+    assert len(TRUTH) >= 120
     assert {case[3] for case in TRUTH} == {"pass", "fail", "inconclusive", "error"}
 
 
@@ -354,3 +463,62 @@ def test_a_small_slowdown_of_one_model_does_not_hide_in_the_rounds_drift() -> No
     limit = bench(max_ratio=0.042)
     assert verdict_of(run_data(), {"b": limit}).outcome == "pass"
     assert verdict_of(scaled(OURS, "response_ms", 1.15)(run_data()), {"b": limit}).outcome == "fail"
+
+
+def test_a_waiver_keeps_a_missed_limit_from_binding_and_stays_visible() -> None:
+    missed = [bench(max_ratio=0.02, waiver=WAIVER), bench(max_ratio=0.04, waiver=WAIVER)]
+    verdict = verdict_of(run_data(), {"a": missed[0], "b": missed[1], "c": LATENCY})
+    assert verdict.outcome == "pass"
+    assert [(c.outcome, c.waived) for c in verdict.checks] == [("fail", True), ("inconclusive", True), ("pass", False)]
+    assert verdict.checks[0].reason.endswith("; waived until 2026-12-31: known")
+    last_day = bench(max_ratio=0.02, waiver=WAIVER | {"expires": TODAY})
+    assert verdict_of(run_data(), {"a": last_day}).outcome == "pass"
+    over = bench(max_ratio=0.02, waiver=WAIVER | {"expires": "2026-05-31"})
+    assert verdict_of(run_data(), {"a": over, "c": LATENCY}).outcome == "fail"
+
+
+def test_without_a_date_no_waiver_holds() -> None:
+    budget = Budget.model_validate(bench(max_ratio=0.02, waiver=WAIVER))
+    verdict = judge(run="x", budgets={"a": budget}, release=("gguf-q4_0",), data=run_data(), confidence=0.95, inputs={})
+    assert (verdict.outcome, verdict.checks[0].waived) == ("fail", False)
+
+
+def test_an_inconclusive_check_says_how_many_further_blocks_would_settle_it() -> None:
+    (near,) = verdict_of(run_data(), {"b": bench(max_ratio=0.0403)}).checks
+    assert near.outcome == "inconclusive" and near.further_blocks and near.further_blocks > 1
+    assert f"; about {near.further_blocks} further blocks are likely to settle it" in near.reason
+    far = verdict_of(run_data(blocks=6 + near.further_blocks), {"b": bench(max_ratio=0.0403)}).checks[0]
+    assert far.high - far.low < near.high - near.low
+    (memory,) = verdict_of(
+        dropping(lambda r: r.workload == "memory" and r.pair % 2)(run_data()),
+        {"b": bench("peak_rss_bytes", max="60.2 MB")},
+    ).checks
+    assert memory.outcome == "inconclusive" and memory.further_blocks and memory.samples == 3
+    (items,) = verdict_of(run_data(), {"b": quality_budget(min="95 %")}).checks
+    assert items.further_blocks is None and "further items" in items.reason
+
+
+LOOKS = plan_looks(blocks=6, further=6, confidence=0.95)
+
+
+def test_a_look_is_stricter_than_a_single_one_and_the_first_that_decides_counts() -> None:
+    once = verdict_of(run_data(), {"b": LATENCY}).checks[0]
+    first = verdict_of(run_data(), {"b": LATENCY}, looks=LOOKS).checks[0]
+    assert (once.confidence, first.confidence) == (0.95, LOOKS[0].confidence)
+    assert first.low <= once.low and once.high <= first.high and first.outcome == "pass"
+    grown = verdict_of(run_data(blocks=12), {"b": LATENCY}, looks=LOOKS).checks[0]
+    assert (grown.outcome, grown.samples, grown.confidence) == ("pass", 6, LOOKS[0].confidence)
+    late = verdict_of(run_data(blocks=12), {"b": bench(max_ratio=0.04)}, looks=LOOKS).checks[0]
+    assert (late.samples, late.confidence) == (12, LOOKS[-1].confidence)
+    between = verdict_of(run_data(blocks=11), {"b": bench(max_ratio=0.04)}, looks=LOOKS).checks[0]
+    assert (between.samples, between.confidence) == (10, LOOKS[2].confidence)
+
+
+def test_a_block_after_the_look_that_decided_must_still_be_sound() -> None:
+    broken = updating(of("gguf-q4_0", pair=9), valid=False)(run_data(blocks=12))
+    assert verdict_of(broken, {"b": LATENCY}, looks=LOOKS).outcome == "error"
+
+
+def test_quality_is_looked_at_once_whatever_the_blocks() -> None:
+    (check,) = verdict_of(run_data(), {"b": quality_budget(min=0.85)}, looks=LOOKS).checks
+    assert check.confidence == 0.95

@@ -11,7 +11,7 @@ import pytest
 from gate_builders import MODELS, run_data
 
 from edgedistill.gate.compare import compare
-from edgedistill.gate.estimate import RunData
+from edgedistill.gate.rundata import RunData
 
 CHANGES = ("latency_change_pct", "throughput_ratio", "memory_change_pct", "bytes_change_pct", "retention_pct")
 TARGETS = ["local-cpu", "mobile-class"]
