@@ -144,7 +144,7 @@ STAGES: dict[str, Stage] = {
         Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
         Stage(
             "bench",
-            1,
+            2,
             "edgedistill.bench.stage:run",
             _bench,
             ("data/gold.jsonl", "data/prompts.jsonl", "teacher", "export"),
