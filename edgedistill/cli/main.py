@@ -35,7 +35,9 @@ Model = Annotated[
 Targets = Annotated[
     list[str] | None, typer.Option("--target", metavar="ID", help="Show or measure on this target; may be repeated.")
 ]
-Blocks = Annotated[int, typer.Option("--blocks", min=1, help="Fresh processes for a model that no run made.")]
+Blocks = Annotated[
+    int, typer.Option("--blocks", metavar="N", min=1, help="Fresh processes for a model that no run made.")
+]
 LlamaOut = Annotated[
     Path | None, typer.Option("--llama-bench-out", metavar="FILE", help="Write the speeds as llama-bench does, too.")
 ]
