@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from edgedistill.core.config import apply_overrides, did_you_mean, validate
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import read_json, sha256_file, write_json
 from edgedistill.core.host import host_id, now
+from edgedistill.core.measurement import Measurement
 from edgedistill.core.recipe import Recipe, find_recipe, load_recipe
 from edgedistill.core.runfolder import FOLDERS, Reporter, StageState, read_manifest, stage_state
 from edgedistill.core.sequential import plan_looks
@@ -155,7 +157,7 @@ STAGES: dict[str, Stage] = {
         Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
         Stage(
             "bench",
-            1,
+            2,
             "edgedistill.bench.stage:run",
             _bench,
             ("data/gold.jsonl", "data/prompts.jsonl", "teacher", "export"),
@@ -293,6 +295,21 @@ def _with_further(recipe: Recipe, blocks: int) -> Recipe:
     return recipe.model_copy(update={"bench": bench})
 
 
+def measure_foreign(path: Path, *, targets: tuple[str, ...], blocks: int, report: Reporter) -> list[Measurement]:
+    """Measure a model that no run made; see `bench.foreign`."""
+    return _entry("edgedistill.bench.foreign:measure_foreign")(path, targets=targets, blocks=blocks, report=report)
+
+
+def read_llama_bench(path: Path) -> list[Measurement]:
+    """Rows of a llama-bench file; see `bench.llama_bench`."""
+    return _entry("edgedistill.bench.llama_bench:read_llama_bench")(path)
+
+
+def write_llama_bench(path: Path, rows: list[Measurement]) -> int:
+    """Write rows as llama-bench does; see `bench.llama_bench`."""
+    return _entry("edgedistill.bench.llama_bench:write_llama_bench")(path, rows)
+
+
 def stage_arguments(run: Run, name: str) -> dict[str, Any]:
     """Version, parameters, input digests and further blocks of a stage, as `run_stage` and `stage_state` take them."""
     stage = STAGES[name]
@@ -302,6 +319,12 @@ def stage_arguments(run: Run, name: str) -> dict[str, Any]:
         "parameters": stage.parameters(run.recipe),
         "inputs": {source: _digest(run.folder, source) for source in stage.inputs},
     }
+
+
+def _entry(name: str) -> Callable[..., Any]:
+    """A function of a stage's package by `module:function`; imported only when it is used."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def _step(run: Run, stage: Stage, *, done: set[str], verify: bool) -> Step:

@@ -42,7 +42,7 @@ def run_block(job: Mapping[str, Any], *, memory_bytes: int = 0, timeout_s: float
             result["settings"]["memory_limit_missing"] = group
             return result
         result = _run({**job, "cgroup": group.job_entry()}, group=group, timeout_s=timeout_s)
-        result["settings"]["group_peak_bytes"] = group.peak_bytes()
+        result["settings"] |= {"group_peak_bytes": group.peak_bytes(), "swap_limited": group.swap_limited()}
         return result
 
 

@@ -56,6 +56,12 @@ class MemoryGroup:
         """The limit as the kernel has it: rounded down to whole pages."""
         return int((self.folder / VERSIONS[self.version].limit).read_text())
 
+    def swap_limited(self) -> bool:
+        """Whether nothing of this group can be swapped out beyond its limit."""
+        if (self.folder / VERSIONS[self.version].swap).exists():
+            return True
+        return all(line.split()[1] == "0" for line in _lines("/proc/meminfo") if line.startswith("SwapTotal:"))
+
     def peak_bytes(self) -> int | None:
         """The kernel's high-water mark of the group, page cache of files it read first included."""
         with contextlib.suppress(OSError, ValueError):

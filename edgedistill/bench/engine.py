@@ -14,7 +14,7 @@ class Engine(Protocol):
         """Load the model for prompts and answers of `context` tokens together, evaluated `batch` tokens at a time."""
 
     def settings(self) -> dict[str, object]:
-        """What it really got: `threads` and everything else that moves speed or memory."""
+        """What it really got: `threads`, `backend` (cpu, cuda) and everything else that moves speed or memory."""
 
     def prefill(self, ids: list[int], *, limit: int) -> int:
         """Empty the cache, evaluate the prompt, return the first token.
@@ -27,3 +27,9 @@ class Engine(Protocol):
 
     def finite(self) -> bool:
         """Whether the last token's logits are all finite."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of rendered text by the engine's own tokenizer, which the first call loads."""
+
+    def close(self) -> None:
+        """Give the model and its cache back; nothing else may be called afterwards."""

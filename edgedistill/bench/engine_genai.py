@@ -53,7 +53,8 @@ class GenaiEngine:
         self.lib.OgaResultGetError.argtypes = [c_void_p]
         self.lib.OgaGenerator_IsDone.restype = c_bool
         self.lib.OgaGenerator_IsDone.argtypes = [c_void_p]
-        self.lib.OgaDestroyGenerator.argtypes = [c_void_p]
+        for kind in ("Config", "Generator", "GeneratorParams", "Model", "Sequences", "Tensor", "Tokenizer"):
+            getattr(self.lib, f"OgaDestroy{kind}").argtypes = [c_void_p]
         self.lib.OgaTensorGetData.argtypes = [c_void_p, c_void_p]
         self.generate = self.lib.OgaGenerator_GenerateNextToken
         self.next = self.lib.OgaGenerator_GetNextTokens
@@ -74,14 +75,17 @@ class GenaiEngine:
         self._call("OgaCreateGeneratorParams", self.model, byref(self.params))
         self._call("OgaGeneratorParamsSetSearchBool", self.params, b"do_sample", c_bool(False))
         self._call("OgaGeneratorParamsSetSearchNumber", self.params, b"max_length", c_double(context))
-        self.generator = c_void_p()
+        self.generator, self.tokenizer = c_void_p(), c_void_p()
+        device = c_char_p()
+        self._call("OgaModelGetDeviceType", self.model, byref(device))
+        self.device = (device.value or b"unknown").decode().lower()
         self.token, self.count = ctypes.POINTER(c_int32)(), c_size_t()
         self.out = byref(self.token), byref(self.count)
 
     def settings(self) -> dict[str, object]:
         # The pool cannot be asked for its size, so threads are counted: all but the caller's, and one of genai's own.
         threads = self.threads if self.spawned - self.threads in (-1, 0) else self.spawned
-        return {"threads": threads, "context": self.context, **SESSION}
+        return {"backend": self.device, "threads": threads, "context": self.context, **SESSION}
 
     def prefill(self, ids: list[int], *, limit: int) -> int:
         """Start over with an empty cache, evaluate the prompt, return the first greedy token.
@@ -122,6 +126,30 @@ class GenaiEngine:
         total = sum(data[:count])
         self.lib.OgaDestroyTensor(logits)
         return total - total == 0.0
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of rendered text, by the folder's tokenizer as onnxruntime-genai reads it."""
+        lib, sequences = self.lib, c_void_p()
+        if not self.tokenizer:
+            self._call("OgaCreateTokenizer", self.model, byref(self.tokenizer))
+            lib.OgaSequencesGetSequenceCount.restype = c_size_t
+            lib.OgaSequencesGetSequenceCount.argtypes = [c_void_p, c_size_t]
+            lib.OgaSequencesGetSequenceData.restype = ctypes.POINTER(c_int32)
+            lib.OgaSequencesGetSequenceData.argtypes = [c_void_p, c_size_t]
+        self._call("OgaCreateSequences", byref(sequences))
+        self._call("OgaTokenizerEncode", self.tokenizer, text.encode(), sequences)
+        count = lib.OgaSequencesGetSequenceCount(sequences, 0)
+        ids = lib.OgaSequencesGetSequenceData(sequences, 0)[:count]
+        lib.OgaDestroySequences(sequences)
+        return ids
+
+    def close(self) -> None:
+        """Give the model and its cache back."""
+        for kind in ("Generator", "Tokenizer", "GeneratorParams", "Model"):
+            handle = {"GeneratorParams": "params"}.get(kind, kind.lower())
+            if getattr(self, handle):
+                getattr(self.lib, f"OgaDestroy{kind}")(getattr(self, handle))
+            setattr(self, handle, c_void_p())
 
     def _call(self, name: str, *arguments: object) -> None:
         function = getattr(self.lib, name)

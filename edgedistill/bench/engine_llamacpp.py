@@ -48,11 +48,13 @@ def load_library(interface: dict) -> SimpleNamespace:
 
 
 class LlamaCppEngine:
-    """One sequence of one GGUF, greedy."""
+    """One sequence of one GGUF, greedy; with `streams` room for so many at once (`streams_llamacpp`)."""
 
     name = "llamacpp"
 
-    def __init__(self, model: str, *, threads: int, context: int, batch: int, interface: dict) -> None:
+    def __init__(
+        self, model: str, *, threads: int, context: int, batch: int, interface: dict, streams: int = 1
+    ) -> None:
         self.lib = lib = load_library(interface)
         self.errors: list[str] = []
         self.log = LogCallback(self._keep_error)
@@ -67,15 +69,20 @@ class LlamaCppEngine:
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot load {model}: {self._why()}")
         shape = lib.llama_context_default_params()
-        shape.n_ctx, shape.n_batch, shape.n_ubatch = context, batch, batch
-        shape.n_outputs_max = 1
+        shape.n_ctx, shape.n_batch, shape.n_ubatch = context * streams, batch, batch
+        shape.n_seq_max = shape.n_outputs_max = self.streams = streams
+        # Nothing may go to a GPU unasked: in a build that has one, cache and single operations would.
+        shape.offload_kqv = shape.op_offload = False
         shape.n_threads = shape.n_threads_batch = threads
         self.context = lib.llama_init_from_model(self.model, shape)
         if not self.context:
             raise RuntimeError(f"llama.cpp cannot make a context of {context} tokens: {self._why()}")
         self.memory = lib.llama_get_memory(self.context)
-        self.sampler = lib.llama_sampler_init_greedy()
-        self.vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
+        # A chain keeps its table of candidates; a bare sampler allocates it anew for each token (1 % of decode).
+        self.sampler = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        lib.llama_sampler_chain_add(self.sampler, lib.llama_sampler_init_greedy())
+        self.words = lib.llama_model_get_vocab(self.model)
+        self.vocab = lib.llama_vocab_n_tokens(self.words)
         self.batch = batch
         self.last = (Token * 1)()
         self.single = lib.llama_batch_get_one(self.last, 1)
@@ -83,6 +90,8 @@ class LlamaCppEngine:
     def settings(self) -> dict[str, object]:
         lib = self.lib
         return {
+            "backend": "cpu",
+            "gpu_build": lib.llama_supports_gpu_offload(),
             "threads": lib.llama_n_threads(self.context),
             "context": lib.llama_n_ctx(self.context),
             "batch": lib.llama_n_ubatch(self.context),
@@ -116,6 +125,20 @@ class LlamaCppEngine:
         logits = ctypes.cast(place, ctypes.POINTER(ctypes.c_float))
         total = sum(sum(logits[i : min(i + 1024, self.vocab)]) for i in range(0, self.vocab, 1024))
         return total - total == 0.0
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of rendered text, by the GGUF's own vocabulary."""
+        raw = text.encode()
+        tokens = (Token * (len(raw) + 8))()
+        count = self.lib.llama_tokenize(self.words, raw, len(raw), tokens, len(tokens), False, True)
+        if count < 0:
+            raise RuntimeError(f"llama_tokenize needs room for {-count} tokens, {len(tokens)} were given")
+        return tokens[:count]
+
+    def close(self) -> None:
+        """Give the model and its cache back."""
+        self.lib.llama_free(self.context)
+        self.lib.llama_model_free(self.model)
 
     def _decode(self, batch: object) -> None:
         code = self.lib.llama_decode(self.context, batch)

@@ -10,18 +10,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-STRUCTURES = ("llama_model_params", "llama_context_params", "llama_model_quantize_params", "llama_batch")
+STRUCTURES = ("llama_model_params", "llama_context_params", "llama_model_quantize_params", "llama_batch",
+              "llama_sampler_chain_params")  # fmt: skip
 FUNCTIONS = (
     "llama_backend_init",
     "llama_batch_get_one",
     "llama_context_default_params",
     "llama_decode",
+    "llama_free",
     "llama_get_logits_ith",
     "llama_get_memory",
     "llama_init_from_model",
     "llama_log_set",
     "llama_memory_clear",
+    "llama_memory_seq_rm",
     "llama_model_default_params",
+    "llama_model_free",
     "llama_model_get_vocab",
     "llama_model_load_from_file",
     "llama_model_quantize_default_params",
@@ -29,8 +33,13 @@ FUNCTIONS = (
     "llama_n_threads",
     "llama_n_ubatch",
     "llama_print_system_info",
+    "llama_sampler_chain_add",
+    "llama_sampler_chain_default_params",
+    "llama_sampler_chain_init",
     "llama_sampler_init_greedy",
     "llama_sampler_sample",
+    "llama_supports_gpu_offload",
+    "llama_tokenize",
     "llama_vocab_n_tokens",
 )
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgedistill.bench.derived import shipped_files
 from edgedistill.bench.limits import usable_cores
+from edgedistill.bench.model_shape import shape_of
+from edgedistill.bench.preflight import preflight
 from edgedistill.bench.rounds import (
     Protocol,
     Rows,
     Subject,
     measure_round,
     memory_rounds,
+    passes_of,
     read_rounds,
     schedule,
     write_rounds,
 )
-from edgedistill.core.artifact import content_digest, load_artifact
+from edgedistill.core.artifact import content_digest, damaged_file, load_artifact
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import read_jsonl
@@ -32,7 +36,11 @@ from edgedistill.core.target import Target, load_target
 ENGINES = {"gguf": "llamacpp", "onnx": "onnxruntime-genai"}
 # A teacher, quantized or not, answers too slowly to be asked as often as an artifact.
 TEACHERS = ("teacher", "teacher-")
-HEADLINE = (Metric.RESPONSE_MS, Metric.REQUESTS_PER_HOUR, Metric.PEAK_RSS_BYTES)
+HEADLINE = {
+    Metric.RESPONSE_MS: "prompts",
+    Metric.REQUESTS_PER_HOUR: "prompts",
+    Metric.PEAK_RSS_BYTES: "memory",
+}
 
 
 def run(context: StageContext) -> None:
@@ -52,12 +60,18 @@ def run(context: StageContext) -> None:
         requests=bench.prompts_per_block,
         max_new_tokens=context.recipe.task.max_new_tokens,
         decode_tokens=bench.decode_tokens,
-        environment=environment(),
+        environment=_environment(subjects, cores),
         memory_rounds=memory_rounds(bench.blocks, further=bench.further_blocks),
+        full=bench.profile == "full",
+        sustained_s=bench.sustained_s,
     )
+    for warning in protocol.environment["preflight"]["warnings"]:
+        context.report.note(f"measuring anyway: {warning}")
     blocks = bench.blocks + bench.further_blocks
     rows = read_rounds(context.folder, subjects=subjects, protocol=protocol)
-    per_round = [len(subjects) * (1 + (pair in protocol.memory_rounds)) for pair in range(blocks)]
+    per_round = [
+        sum(len(passes_of(subject, pair=pair, protocol=protocol)) for subject in subjects) for pair in range(blocks)
+    ]
     total, done = len(targets) * sum(per_round), 0
     for target, pair in schedule(blocks=blocks, targets=targets):
         if (target.id, pair) in rows:
@@ -78,6 +92,13 @@ def run(context: StageContext) -> None:
         done += per_round[pair]
         write_rounds(context.folder, rows)
     _report(context, rows, targets)
+
+
+def _environment(subjects: Sequence[Subject], cores: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Host, versions, and the state that the host is in before the first block."""
+    needed = max(sum(f.stat().st_size for f in shipped_files(subject.path)) for subject in subjects)
+    state = preflight(cores=sorted({core for found in cores.values() for core in found}), needed_bytes=needed)
+    return environment() | {"preflight": state | {"files": "every hash is as its stage left it"}}
 
 
 def _cores(target: Target, *, threads: int) -> list[int]:
@@ -109,6 +130,8 @@ def _subjects(context: StageContext) -> list[Subject]:
     manifest = read_manifest(teacher)
     if manifest is None or not (teacher / "config.json").is_file():
         raise StageError(f"expected the teacher's model in {teacher}, found none; run the stage teacher first")
+    if damage := damaged_file(teacher, manifest.files, rehash=True):
+        raise StageError(f"expected the teacher as its stage left it; {damage}; run the stage teacher again")
     prompts = _prompts(context)
     digest = content_digest(manifest.files, volatile=VOLATILE)
     subjects = [_subject(context, "teacher", "torch", teacher, teacher, digest, prompts)]
@@ -116,7 +139,7 @@ def _subjects(context: StageContext) -> list[Subject]:
     found = {path.parent.name: path.parent for path in context.folder_of("export").glob("*/artifact.json")}
     known = {name: i for i, name in enumerate(export.variants)}
     for name in sorted(found, key=lambda name: (known.get(name, -1), name)):
-        artifact = load_artifact(found[name], rehash=False)
+        artifact = load_artifact(found[name])
         path = found[name] / artifact.entry if artifact.format == "gguf" else found[name]
         digest = content_digest(artifact.files)
         subjects.append(_subject(context, name, ENGINES[artifact.format], path, found[name], digest, prompts))
@@ -139,9 +162,8 @@ def _subject(
     bench = context.recipe.bench
     tokenizer = chat.load_tokenizer(folder)
     template = chat.template_of(tokenizer, context.recipe.task.chat_template)
-    ids = [
-        tuple(chat.encode(tokenizer, chat.render(tokenizer, prompt.messages, template=template))) for prompt in prompts
-    ]
+    texts = [chat.render(tokenizer, prompt.messages, template=template) for prompt in prompts]
+    ids = [tuple(chat.encode(tokenizer, text)) for text in texts]
     size = bench.teacher_prompts_per_block
     rounds = tuple(tuple(ids[i : i + size]) for i in range(0, len(ids), size))
     return Subject(
@@ -153,6 +175,8 @@ def _subject(
         end_ids=chat.end_ids(folder),
         rounds=rounds,
         shape_ids=tuple(itertools.islice(itertools.cycle(itertools.chain(*ids)), bench.prefill_tokens)),
+        texts=tuple(tuple(texts[i : i + size]) for i in range(0, len(texts), size)),
+        shape=shape_of(engine, path) if bench.profile == "full" else None,
     )
 
 
@@ -185,8 +209,9 @@ def _report(context: StageContext, rows: Rows, targets: Sequence[Target]) -> Non
         figures: dict[str, dict[str, Any]] = {}
         for row in every:
             if row.target == target.id and row.valid:
-                for metric in HEADLINE:
-                    figures.setdefault(row.model, {}).setdefault(metric.value, []).extend(row.samples.get(metric, []))
+                for metric, workload in HEADLINE.items():
+                    found = row.samples.get(metric, []) if row.workload == workload else []
+                    figures.setdefault(row.model, {}).setdefault(metric.value, []).extend(found)
         context.figures[target.id] = {
             model: {name: round(statistics.median(values), 3) for name, values in found.items() if values}
             for model, found in figures.items()
@@ -197,6 +222,8 @@ def _report(context: StageContext, rows: Rows, targets: Sequence[Target]) -> Non
     context.figures["rows"], context.figures["invalid_rows"] = len(every), len(invalid)
     for model, target, reason in sorted({(row.model, row.target, str(row.invalid_reason)) for row in invalid}):
         context.report.note(f"invalid: {model} on {target}: {reason}")
+    for model, target, reason in sorted({(r.model, r.target, r.not_measured) for r in every if r.not_measured}):
+        context.report.note(f"not measured: {model} on {target}: {reason}")
     if len(invalid) == len(every):
         raise StageError(
             f"expected measurements, found {len(invalid)} invalid rows; the first: {invalid[0].invalid_reason}"

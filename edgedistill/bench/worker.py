@@ -12,11 +12,13 @@ import sys
 from time import perf_counter_ns
 
 from edgedistill.bench.limits import apply_limits, die_with_parent, usable_cores
-from edgedistill.bench.passes import PASSES, InvalidRunError
+from edgedistill.bench.passes import InvalidRunError, run_pass
 from edgedistill.bench.process_memory import reset_peak
 
 TYPE_CHECKING = False  # as in `passes`
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edgedistill.bench.engine import Engine
 
 ENGINES = {"llamacpp": "engine_llamacpp", "onnxruntime-genai": "engine_genai", "torch": "engine_torch"}
@@ -29,21 +31,26 @@ def run_job(job: dict) -> dict:
     began = perf_counter_ns()
     module = importlib.import_module(f"edgedistill.bench.{ENGINES[job['engine']]}")
     wanted = {name: job[name] for name in ("threads", "context", "batch")} | job.get("options", {})
-    engine = module.open_engine(job["model"], **wanted)
+    # Held in a list, so that a pass that closes the engine is not left with a second reference to it.
+    engines = [module.open_engine(job["model"], **wanted)]
     load_ms = (perf_counter_ns() - began) / 1e6
-    settings = engine.settings() | applied | {"peak_reset": peak_reset}
-    rows = [_row(engine, job, workload, settings) for workload in job["workloads"]]
-    for row in rows:
-        if row["workload"] == "prompts" and "samples" in row:
-            row["samples"]["load_ms"] = [load_ms]
-    return {"engine": engine.name, "settings": settings, "rows": rows}
+    name, settings = engines[0].name, engines[0].settings() | applied | {"peak_reset": peak_reset}
+
+    def reopen() -> Engine:
+        engines[0] = module.open_engine(job["model"], **wanted)
+        return engines[0]
+
+    rows = [_row(engines[0], job, workload, settings, reopen) for workload in job["workloads"]]
+    if rows and rows[0]["workload"] != "memory" and "samples" in rows[0]:
+        rows[0]["samples"]["load_ms"] = [load_ms]
+    return {"engine": name, "settings": settings, "rows": rows}
 
 
-def _row(engine: Engine, job: dict, workload: str, settings: dict) -> dict:
+def _row(engine: Engine, job: dict, workload: str, settings: dict, reopen: Callable[[], Engine] | None = None) -> dict:
     try:
         if workload == "memory" and not settings["peak_reset"]:
             raise InvalidRunError("the kernel does not let the peak be reset (/proc/self/clear_refs)")
-        row = PASSES[workload](engine, job)
+        row = run_pass(workload, engine, job, reopen)
     except InvalidRunError as e:
         return {"workload": workload, "invalid": str(e)}
     return row | ({"invalid": wrong} if (wrong := _wrong_settings(job, settings)) else {})
@@ -52,6 +59,8 @@ def _row(engine: Engine, job: dict, workload: str, settings: dict) -> dict:
 def _wrong_settings(job: dict, settings: dict) -> str | None:
     if settings["threads"] != job["threads"]:
         return f"expected {job['threads']} threads, the engine has {settings['threads']}"
+    if (backend := settings.get("backend", "cpu")) != job.get("backend", "cpu"):
+        return f"expected the backend {job.get('backend', 'cpu')}, the engine runs on {backend}"
     if job.get("cores") and usable_cores() != sorted(job["cores"]):
         return f"expected cores {sorted(job['cores'])}, found {usable_cores()} after the run"
     return None

@@ -29,6 +29,22 @@ Reference = Annotated[
 RunFolder = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart, or its recipe.")
 ]
+Model = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="A recipe, a run's folder, a GGUF file, or an ONNX or HF folder.")
+]
+Targets = Annotated[
+    list[str] | None, typer.Option("--target", metavar="ID", help="Show or measure on this target; may be repeated.")
+]
+Blocks = Annotated[
+    int, typer.Option("--blocks", metavar="N", min=1, help="Fresh processes for a model that no run made.")
+]
+LlamaOut = Annotated[
+    Path | None, typer.Option("--llama-bench-out", metavar="FILE", help="Write the speeds as llama-bench does, too.")
+]
+Import = Annotated[
+    Path | None,
+    typer.Option("--import", metavar="FILE", help="Show a llama-bench JSON or JSONL file instead."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Override a recipe value, VALUE as TOML; may be repeated."),
@@ -128,11 +144,18 @@ def evaluate(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RU
 
 
 @app.command()
-def bench(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False) -> None:
-    """Run up to time and memory of every model."""
-    from edgedistill.cli.follow import follow
+def bench(reference: Model = None, targets: Targets = None, overrides: Set = None, runs_dir: RunsDir = RUNS,
+          verify: Verify = False, blocks: Blocks = 3, llama_bench_out: LlamaOut = None, imported: Import = None,
+          as_json: Json = False) -> None:  # fmt: skip
+    """Measure time and memory: of a run's models, or of one model."""
+    from edgedistill.cli import bench as helper
 
-    raise typer.Exit(follow(reference, tuple(overrides or ()), runs_dir=runs_dir, verify=verify, until="bench"))
+    rows = helper.rows_of(
+        reference, targets=tuple(targets or ()), overrides=tuple(overrides or ()), runs_dir=runs_dir, verify=verify,
+        blocks=blocks, imported=imported, llama_bench_out=llama_bench_out, as_json=as_json,
+    )  # fmt: skip
+    if rows is not None:
+        _print(helper.rows_json(rows) if as_json else helper.rows_table(rows), as_json=as_json)
 
 
 @app.command()

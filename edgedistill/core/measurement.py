@@ -10,7 +10,11 @@ from edgedistill.core.budget import Evidence
 from edgedistill.core.metric import Metric
 from edgedistill.core.model import Noun
 
-Workload = Literal["prompts", "shape", "memory"]
+# In order of rank: a metric that several workloads measure is that of the first.
+Workload = Literal[
+    "prompts", "shape", "memory", "text", "reload", "shape-64-64", "shape-512-128", "depth-2048-64", "sustained",
+    "energy", "streams-2", "streams-4", "fits", "bandwidth", "files",
+]  # fmt: skip
 
 
 class Measurement(Noun):
@@ -18,7 +22,8 @@ class Measurement(Noun):
 
     `samples` holds one value per repetition in the metric's unit, in the order measured; `outputs` the token ids made
     meanwhile. `pair` numbers the round in which every model was measured once, so that ratios can be taken within a
-    round. An invalid row keeps its reason.
+    round. An invalid row keeps its reason. A row with `not_measured` is valid and empty: the model or this host
+    cannot do what was asked, for that reason, such as a context shorter than the shape.
     """
 
     schema_version: Literal[1] = 1
@@ -30,6 +35,7 @@ class Measurement(Noun):
     evidence: Evidence
     valid: bool
     invalid_reason: str | None = None
+    not_measured: str | None = None
     samples: dict[Metric, list[float]] = Field(default_factory=dict)
     outputs: list[list[int]] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict)

@@ -12,16 +12,25 @@ class Metric(StrEnum):
     """Id of a metric; its name carries the unit."""
 
     ARTIFACT_BYTES = "artifact_bytes"
+    DOWNLOAD_BYTES = "download_bytes"
     LOAD_MS = "load_ms"
+    WARM_LOAD_MS = "warm_load_ms"
     TTFT_MS = "ttft_ms"
+    TTFT_TEXT_MS = "ttft_text_ms"
     RESPONSE_MS = "response_ms"
     TPOT_MS = "tpot_ms"
     PREFILL_TOKENS_PER_S = "prefill_tokens_per_s"
     DECODE_TOKENS_PER_S = "decode_tokens_per_s"
     REQUESTS_PER_HOUR = "requests_per_hour"
+    SUSTAINED_RATIO = "sustained_ratio"
     PEAK_RSS_BYTES = "peak_rss_bytes"
     PEAK_ANON_BYTES = "peak_anon_bytes"
     PEAK_FILE_BYTES = "peak_file_bytes"
+    LOAD_PEAK_BYTES = "load_peak_bytes"
+    MEM_FITS = "mem_fits"
+    BYTES_READ_PER_TOKEN = "bytes_read_per_token"
+    BANDWIDTH_SHARE_RATIO = "bandwidth_share_ratio"
+    ENERGY_PER_TOKEN_J = "energy_per_token_j"
     EXACT_MATCH_RATIO = "exact_match_ratio"
     BITS_PER_BYTE = "bits_per_byte"
     KLD_NATS = "kld_nats"
@@ -42,10 +51,19 @@ METRICS: dict[Metric, MetricInfo] = {
     Metric.ARTIFACT_BYTES: MetricInfo(
         "bytes", "lower", "artifact", "Sum of the sizes of every file in the artifact's folder; teacher: fp32 weights."
     ),
+    Metric.DOWNLOAD_BYTES: MetricInfo(
+        "bytes", "lower", "bench", "Sum over the model's files of the smaller of a file and its gzip: what is fetched."
+    ),
     Metric.LOAD_MS: MetricInfo(
-        "ms", "lower", "bench", "From before the engine's library is imported to ready for the first token."
+        "ms", "lower", "bench", "Cold: in a fresh process, from before the engine's library is imported to ready."
+    ),
+    Metric.WARM_LOAD_MS: MetricInfo(
+        "ms", "lower", "bench", "The model opened again where it was just closed: library and files are in memory."
     ),
     Metric.TTFT_MS: MetricInfo("ms", "lower", "bench", "From prompt token ids handed over to the first output token."),
+    Metric.TTFT_TEXT_MS: MetricInfo(
+        "ms", "lower", "bench", "From the prompt's text handed to the engine's own tokenizer to the first output token."
+    ),
     Metric.RESPONSE_MS: MetricInfo(
         "ms", "lower", "bench", "From prompt token ids handed over to the end-of-generation token of the answer."
     ),
@@ -59,13 +77,40 @@ METRICS: dict[Metric, MetricInfo] = {
         "tokens/s", "higher", "bench", "Output tokens after the first over their time, fixed length, ignoring EOS."
     ),
     Metric.REQUESTS_PER_HOUR: MetricInfo(
-        "requests/h", "higher", "bench", "3600 s over the mean response time of one stream of the task's prompts."
+        "requests/h", "higher", "bench", "The task's prompts answered in an hour; streams-N: N at once on one model."
+    ),
+    Metric.SUSTAINED_RATIO: MetricInfo(
+        "ratio", "higher", "bench", "Decode speed in the last fifth of a long run over that in its first fifth."
     ),
     Metric.PEAK_RSS_BYTES: MetricInfo(
         "bytes", "lower", "bench", "VmHWM of the fresh inference process after load and the task's prompts."
     ),
     Metric.PEAK_ANON_BYTES: MetricInfo("bytes", "lower", "bench", "Highest RssAnon seen in the memory pass."),
     Metric.PEAK_FILE_BYTES: MetricInfo("bytes", "lower", "bench", "Highest RssFile (mapped files) in the memory pass."),
+    Metric.LOAD_PEAK_BYTES: MetricInfo(
+        "bytes",
+        "lower",
+        "bench",
+        "VmHWM of the fresh inference process once the model is loaded.",
+    ),
+    Metric.MEM_FITS: MetricInfo(
+        "flag",
+        "higher",
+        "bench",
+        "1: in the target's memory, swap off, decode is >= 0.9x as fast as outside; else 0.",
+    ),
+    Metric.BYTES_READ_PER_TOKEN: MetricInfo(
+        "bytes", "lower", "bench", "Weights that one decoded token reads, and the KV cache at the shape's mean depth."
+    ),
+    Metric.BANDWIDTH_SHARE_RATIO: MetricInfo(
+        "ratio",
+        "higher",
+        "bench",
+        "Bytes read per token x decode speed, over the read bandwidth measured with it.",
+    ),
+    Metric.ENERGY_PER_TOKEN_J: MetricInfo(
+        "J", "lower", "bench", "What the package's or device's energy counter rose by in decode, over output tokens."
+    ),
     Metric.EXACT_MATCH_RATIO: MetricInfo(
         "ratio", "higher", "eval", "Held-out items whose answer equals the right one, over all items."
     ),

@@ -139,7 +139,7 @@ def _conditions(data: RunData, *, model: str, target: str | None) -> dict[str, A
         "engine": ", ".join(sorted({row.engine for row in rows})) or None,
         "evidence": min((row.evidence for row in rows), key=EVIDENCE.index, default=None),
         "threads": _shared([row.settings.get("threads") for row in rows]),
-        "blocks": {w: len({row.pair for row in rows if row.workload == w}) for w in WORKLOADS} if rows else None,
+        "blocks": {w: n for w in WORKLOADS if (n := len({row.pair for row in rows if row.workload == w}))} or None,
     }
 
 

