@@ -27,6 +27,7 @@ SPEED, MEMORY = ("prompts", "shape"), ("memory",)
 EXPECTED_TOKENS = 4
 EXPECTED_SHARE = 0.5
 Rows = dict[tuple[str, int], list[Measurement]]
+Block = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,13 @@ def measure_round(
     cores: Sequence[int],
     protocol: Protocol,
     earlier: Sequence[Measurement] = (),
+    run: Block | None = None,
     on_block: Callable[[str], None] = lambda model: None,
 ) -> list[Measurement]:
-    """Measure every subject once on one target; `earlier` rows of the same round say how answers begin."""
+    """Measure every subject once on one target; `earlier` rows of the same round say how answers begin.
+
+    `run` is the target's runner; without one, blocks run on this host.
+    """
     rows: list[Measurement] = []
     for subject in subjects if pair % 2 == 0 else reversed(subjects):
         passes = [SPEED, MEMORY] if pair in protocol.memory_rounds else [SPEED]
@@ -89,7 +94,7 @@ def measure_round(
             known = [row for row in (*earlier, *rows) if row.model == subject.name and row.outputs and row.valid]
             known = [row for row in known if row.workload == "prompts"]
             job = block_job(subject, pair=pair, workloads=workloads, cores=cores, protocol=protocol, answers=known[:1])
-            rows += _measured(job, subject=subject, target=target, pair=pair, protocol=protocol)
+            rows += _measured(job, subject=subject, target=target, pair=pair, protocol=protocol, run=run)
     return rows
 
 
@@ -134,13 +139,13 @@ def block_job(
 
 
 def _measured(
-    job: Mapping[str, Any], *, subject: Subject, target: Target, pair: int, protocol: Protocol
+    job: Mapping[str, Any], *, subject: Subject, target: Target, pair: int, protocol: Protocol, run: Block | None
 ) -> list[Measurement]:
-    """Rows of one block; a block with an invalid row is run once more, unless it cannot fit."""
+    """Rows of one block; a block with an invalid row is run once more, unless no further try can help."""
     for _ in range(2):
         started, load = now(), os.getloadavg()[0]
-        result = run_block(job, memory_bytes=target.limits.memory_bytes, timeout_s=protocol.timeout_s)
-        if all("invalid" not in row or row.get("fits") is False for row in result["rows"]):
+        result = (run or run_block)(job, memory_bytes=target.limits.memory_bytes, timeout_s=protocol.timeout_s)
+        if all("invalid" not in row or _is_final(row) for row in result["rows"]):
             break
     asked = {"prompts": len(job["prompts"]), "prefill_tokens": len(job["shape"]["ids"])}
     settings = {
@@ -164,8 +169,8 @@ def _measured(
             invalid_reason=row.get("invalid"),
             samples=row.get("samples", {}),
             outputs=row.get("outputs", []),
-            settings=settings | {name: row[name] for name in ("load_peak_bytes", "fits") if name in row},
-            environment=dict(protocol.environment),
+            settings=settings | {name: row[name] for name in ("load_peak_bytes", "fits", "absent") if name in row},
+            environment=dict(protocol.environment) | result.get("environment", {}),
             artifact_digest=subject.digest,
             started=started,
         )
@@ -188,7 +193,7 @@ def read_rounds(folder: Path, *, subjects: Sequence[Subject], protocol: Protocol
     for (target, pair), found in rows.items():
         workloads = SPEED + MEMORY * (pair in protocol.memory_rounds)
         wanted = {(model, workload) for model in models for workload in workloads}
-        settled = all(row.valid or row.settings.get("fits") is False for row in found)
+        settled = all(row.valid or _is_final(row.settings) for row in found)
         if settled and {(row.model, row.workload) for row in found} == wanted and len(found) == len(wanted):
             whole[target, pair] = found
     return whole
@@ -203,6 +208,11 @@ def write_rounds(folder: Path, rows: Rows) -> None:
     for path, group in files.items():
         group.sort(key=lambda row: row.pair)
         write_jsonl(path, [row.model_dump(mode="json") for row in group])
+
+
+def _is_final(row: Mapping[str, Any]) -> bool:
+    """Whether an invalid row stays so: the model does not fit, or the device cannot be asked for such a thing."""
+    return row.get("fits") is False or row.get("absent") is True
 
 
 def _round_up(value: int, step: int) -> int:

@@ -31,20 +31,24 @@ class Limits(Noun):
 
 
 class Target(Noun):
-    """One device class. `runner = "constrained"` measures this host within `limits`, never under a device's name."""
+    """One device class. `runner = "constrained"` measures this host within `limits`, never under a device's name.
+
+    `connection` is what the runner needs to reach the device; each runner checks its own names.
+    """
 
     schema_version: Literal[1] = 1
     id: Name
     title: str
     device_class: Literal["server-cpu", "desktop", "sbc", "phone", "mobile-class", "gpu"]
-    runner: Literal["local", "constrained"]
+    runner: Literal["local", "constrained", "ssh", "adb", "gpu", "projected"]
     limits: Limits = Limits()
+    connection: dict[str, str | int | float | bool] = Field(default_factory=dict)
     figures: dict[str, Figure] = Field(default_factory=dict)
     note: str = ""
 
     @property
-    def evidence(self) -> Literal["measured", "constrained"]:
-        return "measured" if self.runner == "local" else "constrained"
+    def evidence(self) -> Literal["measured", "constrained", "projected"]:
+        return self.runner if self.runner in ("constrained", "projected") else "measured"
 
 
 def target_folders() -> list[Path]:

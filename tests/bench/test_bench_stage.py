@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgedistill.bench import rounds, stage
+from edgedistill.bench import block, runner_local, stage
 from edgedistill.core.artifact import Artifact, content_digest, list_files
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import write_json, write_jsonl
@@ -17,6 +19,7 @@ from edgedistill.core.measurement import Measurement
 from edgedistill.core.metric import METRICS
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.runfolder import FOLDERS, SilentReporter, StageContext, read_manifest, run_stage
+from edgedistill.core.target import Target
 
 MODELS = {"teacher": "torch", "gguf-f16": "llamacpp", "onnx-fp32": "onnxruntime-genai"}
 
@@ -109,21 +112,21 @@ def test_every_model_is_measured_in_its_own_runtime(tiny_run: Path, monkeypatch:
     def refuse(*args: Any, **named: Any) -> dict[str, Any]:
         raise AssertionError("a whole round was measured again")
 
-    monkeypatch.setattr(rounds, "run_block", refuse)
+    monkeypatch.setattr(block, "run_block", refuse)
     stage.run(context_of(tiny_run))
 
 
 def test_a_failing_model_leaves_invalid_rows_and_the_sweep_goes_on(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def block(job: dict[str, Any], **named: Any) -> dict[str, Any]:
+    def fake(job: dict[str, Any], **named: Any) -> dict[str, Any]:
         good = {"samples": {"response_ms": [1.0]}, "outputs": [[1]] * len(job["prompts"])}
         row = {"invalid": "it is broken"} if job["engine"] == "llamacpp" else good
         rows = [{"workload": workload} | row for workload in job["workloads"]]
         limits = {"memory_limit_missing": "no group"} if named["memory_bytes"] else {}
         return {"engine": job["engine"], "settings": limits, "rows": rows}
 
-    monkeypatch.setattr(rounds, "run_block", block)
+    monkeypatch.setattr(block, "run_block", fake)
     context = context_of(tiny_run, targets=["mobile-class"])
     context.folder.mkdir()
     stage.run(context)
@@ -135,12 +138,49 @@ def test_a_failing_model_leaves_invalid_rows_and_the_sweep_goes_on(
     assert {row.evidence for row in read(tiny_run, "mobile-class")} == {"constrained"}
 
 
+def test_rounds_of_another_device_are_measured_again(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's runner is asked, and what it says of its device is in the rows."""
+    asked: list[str] = []
+    closed: list[str] = []
+
+    class Device:
+        def __init__(self, name: str) -> None:
+            self.environment = {"device": {"id": name}}
+
+        def cores(self, *, threads: int) -> list[int]:
+            return [0]
+
+        def run(self, job: dict[str, Any], **_: Any) -> dict[str, Any]:
+            asked.append(self.environment["device"]["id"])
+            row = {"samples": {"response_ms": [1.0]}, "outputs": [[1]] * len(job["prompts"])}
+            rows = [{"workload": workload} | row for workload in job["workloads"]]
+            return {"engine": job["engine"], "settings": {}, "rows": rows, "environment": self.environment}
+
+    def measure(name: str) -> None:
+        @contextlib.contextmanager
+        def device(target: Target) -> Iterator[Device]:
+            assert target.id == "local-cpu"
+            yield Device(name)
+            closed.append(name)
+
+        monkeypatch.setattr(stage, "open_runner", device)
+        context = context_of(tiny_run)
+        context.folder.mkdir(exist_ok=True)
+        stage.run(context)
+
+    for name in ("first", "first", "second"):
+        measure(name)
+    assert asked == ["first"] * 6 + ["second"] * 6 and closed == ["first", "first", "second"]
+    assert {row.environment["device"]["id"] for row in read(tiny_run)} == {"second"}
+    assert {row.environment["host_id"] for row in read(tiny_run)} == {host_id()}
+
+
 def test_nothing_valid_is_an_error(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def block(job: dict[str, Any], **_: Any) -> dict[str, Any]:
+    def fake(job: dict[str, Any], **_: Any) -> dict[str, Any]:
         rows = [{"workload": workload, "invalid": "no luck"} for workload in job["workloads"]]
         return {"engine": job["engine"], "settings": {}, "rows": rows}
 
-    monkeypatch.setattr(rounds, "run_block", block)
+    monkeypatch.setattr(block, "run_block", fake)
     context = context_of(tiny_run)
     context.folder.mkdir()
     with pytest.raises(StageError, match="expected measurements, found 9 invalid rows; the first: no luck"):
@@ -150,7 +190,7 @@ def test_nothing_valid_is_an_error(tiny_run: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_is_missing_is_said(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "usable_cores", list)
+        patch.setattr(runner_local, "usable_cores", list)
         with pytest.raises(InputError, match="target mobile-class wants 1 cores, this host lets 0 be used"):
             stage.run(context_of(tiny_run, targets=["mobile-class"]))
     (tiny_run / FOLDERS["data"] / "prompts.jsonl").unlink()
