@@ -10,6 +10,7 @@ import ctypes
 from types import SimpleNamespace
 
 LOAD_MODE_READ = 0
+ALL_LAYERS = 999
 ERROR_LEVEL = 4
 SIMPLE = {
     kind._type_: kind
@@ -52,14 +53,18 @@ class LlamaCppEngine:
 
     name = "llamacpp"
 
-    def __init__(self, model: str, *, threads: int, context: int, batch: int, interface: dict) -> None:
+    def __init__(
+        self, model: str, *, threads: int, context: int, batch: int, interface: dict, device: str = "cpu"
+    ) -> None:
         self.lib = lib = load_library(interface)
         self.errors: list[str] = []
         self.log = LogCallback(self._keep_error)
         lib.llama_log_set(self.log, None)
         lib.llama_backend_init()
         wanted = lib.llama_model_default_params()
-        wanted.n_gpu_layers = 0
+        if device != "cpu" and b"CUDA" not in lib.llama_print_system_info():
+            raise RuntimeError("this llama-cpp-python is built without CUDA; build it with CMAKE_ARGS=-DGGML_CUDA=on")
+        wanted.n_gpu_layers = 0 if device == "cpu" else ALL_LAYERS
         # Weights repacked for the CPU's kernels are copies: read, not mapped, or both would stay resident.
         wanted.use_extra_bufts = True
         wanted.load_mode = LOAD_MODE_READ
@@ -76,7 +81,7 @@ class LlamaCppEngine:
         self.memory = lib.llama_get_memory(self.context)
         self.sampler = lib.llama_sampler_init_greedy()
         self.vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
-        self.batch = batch
+        self.batch, self.device = batch, device
         self.last = (Token * 1)()
         self.single = lib.llama_batch_get_one(self.last, 1)
 
@@ -86,6 +91,7 @@ class LlamaCppEngine:
             "threads": lib.llama_n_threads(self.context),
             "context": lib.llama_n_ctx(self.context),
             "batch": lib.llama_n_ubatch(self.context),
+            "device": self.device,
             "load_mode": "read",
             "repack": True,
             "flash_attention": "auto",

@@ -12,17 +12,22 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, model: str, *, threads: int, context: int, batch: int) -> None:
+    def __init__(self, model: str, *, threads: int, context: int, batch: int, device: str = "cpu") -> None:
         torch.set_num_threads(threads)
         torch.set_num_interop_threads(1)
         logging.disable_progress_bar()
-        self.model = AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-        ).eval()
+        self.model = (
+            AutoModelForCausalLM.from_pretrained(
+                model, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+            )
+            .to(device)
+            .eval()
+        )
 
     def settings(self) -> dict[str, object]:
         return {
             "threads": torch.get_num_threads(),
+            "device": str(self.model.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": self.model.config._attn_implementation,
         }
@@ -31,7 +36,7 @@ class TorchEngine:
     def prefill(self, ids: list[int], *, limit: int) -> int:
         """Start over with an empty cache, evaluate the prompt, return the first greedy token."""
         self.cache = DynamicCache(config=self.model.config)
-        return self._next(torch.tensor([ids]))
+        return self._next(torch.tensor([ids], device=self.model.device))
 
     @torch.inference_mode()
     def step(self) -> int:
