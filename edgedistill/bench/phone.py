@@ -25,6 +25,7 @@ PROPERTIES = {
 CORES = """for c in /sys/devices/system/cpu/cpu[0-9]*; do
   echo "${c##*/cpu} $(cat $c/cpufreq/cpuinfo_max_freq 2>/dev/null || echo 0)"
 done"""
+LOOKS_PER_S = 5
 FIXED = "cmd power set-fixed-performance-mode-enabled"
 
 
@@ -98,14 +99,20 @@ def fixed_performance(phone: AdbShell) -> Iterator[str]:
             phone.run(f"{FIXED} false")
 
 
-def memory_script(command: str, *, mask: str) -> str:
-    """Run a command and write what the kernel says of its memory five times a second, then how it ended."""
+def memory_script(command: str, *, mask: str, timeout_s: float) -> str:
+    """Run a command and write what the kernel says of its memory five times a second, then how it ended.
+
+    What takes longer than `timeout_s` is killed by the phone itself.
+    """
     return f"""taskset {quote(mask)} {command} >/dev/null 2>&1 &
 p=$!
-while kill -0 $p 2>/dev/null; do
+left={max(1, int(timeout_s * LOOKS_PER_S))}
+while [ $left -gt 0 ] && kill -0 $p 2>/dev/null; do
+  left=$((left - 1))
   grep -E '^(VmHWM|RssAnon|RssFile):' /proc/$p/status 2>/dev/null || dumpsys meminfo $p | grep 'TOTAL RSS:'
-  sleep 0.2
+  sleep {1 / LOOKS_PER_S:g}
 done
+[ $left -gt 0 ] || kill -9 $p
 wait $p
 echo "exit $?"
 """

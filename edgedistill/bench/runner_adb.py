@@ -156,8 +156,10 @@ class AdbRunner:
     def _memory(self, job: Mapping[str, Any], settings: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """llama-bench's peak over the fixed shape: five looks a second at the kernel's high-water mark."""
         test = (len(job["shape"]["ids"]), job["shape"]["decode"] - 1, 0)
-        script = memory_script(self._command(job, test, repetitions=1), mask=core_mask(job["cores"]))
-        done = self.phone.run(script, timeout_s=timeout_s)
+        script = memory_script(
+            self._command(job, test, repetitions=1), mask=core_mask(job["cores"]), timeout_s=timeout_s
+        )
+        done = self.phone.run(script, timeout_s=2 * timeout_s + GRACE_S)
         samples, source, code = memory_of(done.out)
         self._require_end(code, done)
         if not samples:
