@@ -16,7 +16,6 @@ from edgedistill.core.config import apply_overrides, did_you_mean, validate
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import read_json, sha256_file, write_json
 from edgedistill.core.host import host_id, now
-from edgedistill.core.measurement import Measurement
 from edgedistill.core.recipe import Recipe, find_recipe, load_recipe
 from edgedistill.core.runfolder import FOLDERS, Reporter, StageState, read_manifest, stage_state
 from edgedistill.core.sequential import plan_looks
@@ -293,21 +292,6 @@ def settle(
 def _with_further(recipe: Recipe, blocks: int) -> Recipe:
     bench = recipe.bench.model_copy(update={"further_blocks": max(blocks, recipe.bench.further_blocks)})
     return recipe.model_copy(update={"bench": bench})
-
-
-def measure_foreign(path: Path, *, targets: tuple[str, ...], blocks: int, report: Reporter) -> list[Measurement]:
-    """Measure a model that no run made; see `bench.foreign`."""
-    return _entry("edgedistill.bench.foreign:measure_foreign")(path, targets=targets, blocks=blocks, report=report)
-
-
-def read_llama_bench(path: Path) -> list[Measurement]:
-    """Rows of a llama-bench file; see `bench.llama_bench`."""
-    return _entry("edgedistill.bench.llama_bench:read_llama_bench")(path)
-
-
-def write_llama_bench(path: Path, rows: list[Measurement]) -> int:
-    """Write rows as llama-bench does; see `bench.llama_bench`."""
-    return _entry("edgedistill.bench.llama_bench:write_llama_bench")(path, rows)
 
 
 def stage_arguments(run: Run, name: str) -> dict[str, Any]:

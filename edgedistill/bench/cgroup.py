@@ -47,6 +47,7 @@ class MemoryGroup:
 
     folder: Path
     version: int
+    prefix: tuple[str, ...] = ()
 
     def job_entry(self) -> dict[str, str]:
         """What the worker needs to join and to read its limit back."""

@@ -23,12 +23,19 @@ GZIP = 31  # zlib's window bits for a gzip header
 Common = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 
 
-def fits_row(job: Mapping[str, Any], *, target: Target, common: Common) -> Measurement:
+def fits_row(
+    job: Mapping[str, Any],
+    *,
+    target: Target,
+    common: Common,
+    run: Callable[..., dict[str, Any]] = run_block,
+    timeout_s: float = 600.0,
+) -> Measurement:
     """Run the shape under the target's memory and again without a limit: 1 if it ends and is nearly as fast."""
     limit = target.limits.memory_bytes
     if not limit:
         return _not_measured("fits", "the target has no memory limit", job=job, common=common)
-    limited, free = (run_block(job, memory_bytes=bytes_) for bytes_ in (limit, 0))
+    limited, free = (run(job, memory_bytes=bytes_, timeout_s=timeout_s) for bytes_ in (limit, 0))
     settings = free["settings"] | {"memory_limit_bytes": limited["settings"].get("memory_limit_bytes", limit)}
     row, without = limited["rows"][0], free["rows"][0]
     if missing := limited["settings"].get("memory_limit_missing"):

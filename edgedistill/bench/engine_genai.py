@@ -47,7 +47,7 @@ class GenaiEngine:
 
     name = "onnxruntime-genai"
 
-    def __init__(self, model: str, *, threads: int, context: int, batch: int) -> None:
+    def __init__(self, model: str, *, threads: int, context: int, batch: int, device: str = "cpu") -> None:
         self.lib = load_library()
         self.lib.OgaResultGetError.restype = c_char_p
         self.lib.OgaResultGetError.argtypes = [c_void_p]
@@ -62,12 +62,15 @@ class GenaiEngine:
             function.restype = c_void_p
         self.generate.argtypes = [c_void_p]
         self.next.argtypes = [c_void_p, c_void_p, c_void_p]
-        self.threads, self.context = threads, context
+        self.threads, self.context, self.device = threads, context, device
         config, self.model, self.params = c_void_p(), c_void_p(), c_void_p()
         self._call("OgaCreateConfig", model.encode(), byref(config))
         session = SESSION | {"intra_op_num_threads": threads}
         overlay = {"model": {"decoder": {"session_options": session}}, "search": {"max_length": context}}
         self._call("OgaConfigOverlay", config, json.dumps(overlay).encode())
+        if device != "cpu":
+            self._call("OgaConfigClearProviders", config)
+            self._call("OgaConfigAppendProvider", config, device.encode())
         before = thread_count()
         self._call("OgaCreateModelFromConfig", config, byref(self.model))
         self.spawned = thread_count() - before
@@ -84,7 +87,9 @@ class GenaiEngine:
 
     def settings(self) -> dict[str, object]:
         # The pool cannot be asked for its size, so threads are counted: all but the caller's, and one of genai's own.
-        threads = self.threads if self.spawned - self.threads in (-1, 0) else self.spawned
+        # Other devices bring threads of their own, which do no work of a pool.
+        right = self.spawned - self.threads in (-1, 0) or self.device != "cpu"
+        threads = self.threads if right else self.spawned
         return {"backend": self.device, "threads": threads, "context": self.context, **SESSION}
 
     def prefill(self, ids: list[int], *, limit: int) -> int:

@@ -10,6 +10,7 @@ import ctypes
 from types import SimpleNamespace
 
 LOAD_MODE_READ = 0
+ALL_LAYERS = 999
 ERROR_LEVEL = 4
 SIMPLE = {
     kind._type_: kind
@@ -53,7 +54,15 @@ class LlamaCppEngine:
     name = "llamacpp"
 
     def __init__(
-        self, model: str, *, threads: int, context: int, batch: int, interface: dict, streams: int = 1
+        self,
+        model: str,
+        *,
+        threads: int,
+        context: int,
+        batch: int,
+        interface: dict,
+        streams: int = 1,
+        device: str = "cpu",
     ) -> None:
         self.lib = lib = load_library(interface)
         self.errors: list[str] = []
@@ -61,7 +70,9 @@ class LlamaCppEngine:
         lib.llama_log_set(self.log, None)
         lib.llama_backend_init()
         wanted = lib.llama_model_default_params()
-        wanted.n_gpu_layers = 0
+        if device != "cpu" and b"CUDA" not in lib.llama_print_system_info():
+            raise RuntimeError("this llama-cpp-python is built without CUDA; build it with CMAKE_ARGS=-DGGML_CUDA=on")
+        wanted.n_gpu_layers = 0 if device == "cpu" else ALL_LAYERS
         # Weights repacked for the CPU's kernels are copies: read, not mapped, or both would stay resident.
         wanted.use_extra_bufts = True
         wanted.load_mode = LOAD_MODE_READ
@@ -72,7 +83,7 @@ class LlamaCppEngine:
         shape.n_ctx, shape.n_batch, shape.n_ubatch = context * streams, batch, batch
         shape.n_seq_max = shape.n_outputs_max = self.streams = streams
         # Nothing may go to a GPU unasked: in a build that has one, cache and single operations would.
-        shape.offload_kqv = shape.op_offload = False
+        shape.offload_kqv = shape.op_offload = device != "cpu"
         shape.n_threads = shape.n_threads_batch = threads
         self.context = lib.llama_init_from_model(self.model, shape)
         if not self.context:
@@ -83,14 +94,14 @@ class LlamaCppEngine:
         lib.llama_sampler_chain_add(self.sampler, lib.llama_sampler_init_greedy())
         self.words = lib.llama_model_get_vocab(self.model)
         self.vocab = lib.llama_vocab_n_tokens(self.words)
-        self.batch = batch
+        self.batch, self.device = batch, device
         self.last = (Token * 1)()
         self.single = lib.llama_batch_get_one(self.last, 1)
 
     def settings(self) -> dict[str, object]:
         lib = self.lib
         return {
-            "backend": "cpu",
+            "backend": self.device,
             "gpu_build": lib.llama_supports_gpu_offload(),
             "threads": lib.llama_n_threads(self.context),
             "context": lib.llama_n_ctx(self.context),

@@ -22,14 +22,18 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, model: str, *, threads: int, context: int, batch: int) -> None:
+    def __init__(self, model: str, *, threads: int, context: int, batch: int, device: str = "cpu") -> None:
         torch.set_num_threads(threads)
         if torch.get_num_interop_threads() != 1:  # may be set once in a process, and a reload comes here again
             torch.set_num_interop_threads(1)
         logging.disable_progress_bar()
-        self.model = AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-        ).eval()
+        self.model = (
+            AutoModelForCausalLM.from_pretrained(
+                model, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+            )
+            .to(device)
+            .eval()
+        )
 
         self.folder = model
         self.tokenizer = None
@@ -47,7 +51,7 @@ class TorchEngine:
     def prefill(self, ids: list[int], *, limit: int) -> int:
         """Start over with an empty cache, evaluate the prompt, return the first greedy token."""
         self.cache = DynamicCache(config=self.model.config)
-        return self._next(torch.tensor([ids]))
+        return self._next(torch.tensor([ids], device=self.model.device))
 
     @torch.inference_mode()
     def step(self) -> int:

@@ -32,8 +32,10 @@ EXPECTED_TOKENS = 4
 EXPECTED_SHARE = 0.5
 MOST_WARMUP, MOST_WARMUP_SLOW = 6, 2
 # What a worker says of one row alone, kept in its settings.
-OF_ROW = ("load_peak_bytes", "fits", "warmed", "energy_source")
+OF_ROW = ("load_peak_bytes", "fits", "absent", "warmed", "energy_source")
+THIS_HOST = ("local", "constrained")
 Rows = dict[tuple[str, int], list[Measurement]]
+Block = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -116,24 +118,30 @@ def measure_round(
     cores: Sequence[int],
     protocol: Protocol,
     earlier: Sequence[Measurement] = (),
+    run: Block | None = None,
     on_block: Callable[[str], None] = lambda model: None,
 ) -> list[Measurement]:
-    """Measure every subject once on one target; `earlier` rows of the same round say how answers begin."""
+    """Measure every subject once on one target; `earlier` rows of the same round say how answers begin.
+
+    `run` is the target's runner; without one, blocks run on this host.
+    """
     rows: list[Measurement] = []
-    bandwidth = [*memory_speed(cores)] if protocol.full else []
+    here = protocol.full and target.runner in THIS_HOST
+    bandwidth = [*memory_speed(cores)] if here else []
     for subject in subjects if pair % 2 == 0 else reversed(subjects):
         for workloads in passes_of(subject, pair=pair, protocol=protocol):
             on_block(subject.name)
             known = [row for row in (*earlier, *rows) if row.model == subject.name and row.outputs and row.valid]
             known = [row for row in known if row.workload == "prompts"]
             job = block_job(subject, pair=pair, workloads=workloads, cores=cores, protocol=protocol, answers=known[:1])
-            rows += _measured(job, subject=subject, target=target, pair=pair, protocol=protocol)
+            rows += _measured(job, subject=subject, target=target, pair=pair, protocol=protocol, run=run)
         if protocol.full and pair in protocol.memory_rounds:
             job = block_job(subject, pair=pair, workloads=("shape",), cores=cores, protocol=protocol)
             common = _common(job, subject=subject, target=target, pair=pair, protocol=protocol)
-            rows += [fits_row(job, target=target, common=common), files_row(subject.path, common=common)]
+            rows += [fits_row(job, target=target, common=common, run=run or run_block, timeout_s=protocol.timeout_s)]
+            rows += [files_row(subject.path, common=common)]
     if protocol.full:
-        bandwidth += memory_speed(cores)
+        bandwidth += memory_speed(cores) if here else []
         rows += bandwidth_rows(rows, subjects={s.name: s.shape for s in subjects}, bandwidth=bandwidth)
     return rows
 
@@ -193,9 +201,9 @@ def block_job(
 
 
 def _measured(
-    job: Mapping[str, Any], *, subject: Subject, target: Target, pair: int, protocol: Protocol
+    job: Mapping[str, Any], *, subject: Subject, target: Target, pair: int, protocol: Protocol, run: Block | None
 ) -> list[Measurement]:
-    """Rows of one block; a block with an invalid row is run once more, unless it cannot fit."""
+    """Rows of one block; a block with an invalid row is run once more, unless no further try can help."""
     common = _common(job, subject=subject, target=target, pair=pair, protocol=protocol)
     cannot = {name: why for name in job["workloads"] if (why := _cannot(subject, name, job=job, protocol=protocol))}
     rows = [
@@ -208,9 +216,9 @@ def _measured(
     job["context"] = min(job["context"], subject.shape.context) if subject.shape else job["context"]
     for _ in range(2):
         load, ticks = os.getloadavg()[0], cpu_times()
-        result = run_block(job, memory_bytes=target.limits.memory_bytes, timeout_s=protocol.timeout_s)
+        result = (run or run_block)(job, memory_bytes=target.limits.memory_bytes, timeout_s=protocol.timeout_s)
         steal = steal_share(ticks, cpu_times())
-        if all("invalid" not in row or row.get("fits") is False for row in result["rows"]):
+        if all("invalid" not in row or _is_final(row) for row in result["rows"]):
             break
     found = {"load_average_1m": round(load, 2), "steal_share": steal, **result["settings"]}
     if steal > MOST_STEAL:
@@ -223,7 +231,8 @@ def _measured(
             not_measured=row.get("not_measured"),
             samples=row.get("samples", {}),
             outputs=row.get("outputs", []),
-            **common(result["engine"], found | asked(job, row["workload"]) | {n: row[n] for n in OF_ROW if n in row}),
+            **common(result["engine"], found | asked(job, row["workload"]) | {n: row[n] for n in OF_ROW if n in row})
+            | {"environment": dict(protocol.environment) | result.get("environment", {})},
         )
         for row in result["rows"]
     ]
@@ -285,7 +294,7 @@ def read_rounds(folder: Path, *, subjects: Sequence[Subject], protocol: Protocol
     for (target, pair), found in rows.items():
         workloads = workloads_of(pair, protocol=protocol)
         wanted = {(model, workload) for model in models for workload in workloads}
-        settled = all(row.valid or row.settings.get("fits") is False for row in found)
+        settled = all(row.valid or _is_final(row.settings) for row in found)
         if settled and {(row.model, row.workload) for row in found} == wanted and len(found) == len(wanted):
             whole[target, pair] = found
     return whole
@@ -300,6 +309,11 @@ def write_rounds(folder: Path, rows: Rows) -> None:
     for path, group in files.items():
         group.sort(key=lambda row: row.pair)
         write_jsonl(path, [row.model_dump(mode="json") for row in group])
+
+
+def _is_final(row: Mapping[str, Any]) -> bool:
+    """Whether an invalid row stays so: the model does not fit, or the device cannot be asked for such a thing."""
+    return row.get("fits") is False or row.get("absent") is True
 
 
 def _round_up(value: int, step: int) -> int:

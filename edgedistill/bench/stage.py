@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from edgedistill.bench.derived import shipped_files
-from edgedistill.bench.limits import usable_cores
 from edgedistill.bench.model_shape import shape_of
 from edgedistill.bench.preflight import preflight
 from edgedistill.bench.rounds import (
+    THIS_HOST,
     Protocol,
     Rows,
     Subject,
@@ -23,6 +24,7 @@ from edgedistill.bench.rounds import (
     schedule,
     write_rounds,
 )
+from edgedistill.bench.runner import Runner, open_runner
 from edgedistill.core.artifact import content_digest, damaged_file, load_artifact
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
@@ -49,18 +51,27 @@ def run(context: StageContext) -> None:
     A model that fails a block gets an invalid row with the cause and the sweep goes on; the gate judges such rows.
 
     Raises:
-        InputError: a target wants more cores than there are or is not this host, or there is no prompt to ask.
+        InputError: a target wants more cores than there are, or there is no prompt to ask.
+        MissingError: a target's device, or what reaches it, is not there.
         StageError: what is to be measured is not there, or not one row is valid.
     """
+    targets = [load_target(name) for name in context.recipe.bench.targets]
+    with ExitStack() as stack:
+        runners = {target.id: stack.enter_context(open_runner(target)) for target in targets}
+        rows = _measure(context, targets, runners)
+    _report(context, rows, targets)
+
+
+def _measure(context: StageContext, targets: Sequence[Target], runners: Mapping[str, Runner]) -> Rows:
+    """Every round that is not there yet, written as soon as it is whole."""
     bench = context.recipe.bench
-    targets = [load_target(name) for name in bench.targets]
-    cores = {target.id: _cores(target, threads=context.recipe.threads) for target in targets}
+    cores = {name: runner.cores(threads=context.recipe.threads) for name, runner in runners.items()}
     subjects = _subjects(context)
     protocol = Protocol(
         requests=bench.prompts_per_block,
         max_new_tokens=context.recipe.task.max_new_tokens,
         decode_tokens=bench.decode_tokens,
-        environment=_environment(subjects, cores),
+        environment=_environment(subjects, [cores[t.id] for t in targets if t.runner in THIS_HOST]),
         memory_rounds=memory_rounds(bench.blocks, further=bench.further_blocks),
         full=bench.profile == "full",
         sustained_s=bench.sustained_s,
@@ -68,7 +79,7 @@ def run(context: StageContext) -> None:
     for warning in protocol.environment["preflight"]["warnings"]:
         context.report.note(f"measuring anyway: {warning}")
     blocks = bench.blocks + bench.further_blocks
-    rows = read_rounds(context.folder, subjects=subjects, protocol=protocol)
+    rows = _of_these_devices(read_rounds(context.folder, subjects=subjects, protocol=protocol), runners)
     per_round = [
         sum(len(passes_of(subject, pair=pair, protocol=protocol)) for subject in subjects) for pair in range(blocks)
     ]
@@ -84,6 +95,7 @@ def run(context: StageContext) -> None:
             pair=pair,
             cores=cores[target.id],
             protocol=protocol,
+            run=runners[target.id].run,
             earlier=[row for (_, other), found in rows.items() if other == pair for row in found],
             on_block=lambda model, counter=counter, target=target: context.report.progress(
                 next(counter), total, "blocks", target=target.id, model=model
@@ -91,33 +103,24 @@ def run(context: StageContext) -> None:
         )
         done += per_round[pair]
         write_rounds(context.folder, rows)
-    _report(context, rows, targets)
+    return rows
 
 
-def _environment(subjects: Sequence[Subject], cores: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def _environment(subjects: Sequence[Subject], cores: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Host, versions, and the state that the host is in before the first block."""
     needed = max(sum(f.stat().st_size for f in shipped_files(subject.path)) for subject in subjects)
-    state = preflight(cores=sorted({core for found in cores.values() for core in found}), needed_bytes=needed)
+    state = preflight(cores=sorted({core for found in cores for core in found}), needed_bytes=needed)
     return environment() | {"preflight": state | {"files": "every hash is as its stage left it"}}
 
 
-def _cores(target: Target, *, threads: int) -> list[int]:
-    """Core numbers for the worker: as many as the target has, or as the recipe says; the last ones serve least else.
-
-    Raises:
-        InputError: there are not so many, or the target is not this host, whose speed would go by its name.
-    """
-    if target.runner not in ("local", "constrained"):
-        raise InputError(
-            f"target {target.id} is reached by the runner {target.runner}, which this stage does not have; choose a "
-            "target with the runner local or constrained, or `edgedistill targets project`"
-        )
-    usable = usable_cores()
-    wanted = target.limits.cores or threads or len(usable)
-    if wanted > len(usable):
-        where = f"target {target.id}" if target.limits.cores else "threads"
-        raise InputError(f"{where} wants {wanted} cores, this host lets {len(usable)} be used; choose another target")
-    return usable[len(usable) - wanted :]
+def _of_these_devices(rows: Rows, runners: Mapping[str, Runner]) -> Rows:
+    """Rounds of the devices that are here now: one measured on another board, or before an update, is done again."""
+    here = {name: runner.environment.get("device") for name, runner in runners.items()}
+    return {
+        (target, pair): found
+        for (target, pair), found in rows.items()
+        if target in here and all(row.environment.get("device") == here[target] for row in found)
+    }
 
 
 def _subjects(context: StageContext) -> list[Subject]:
@@ -219,6 +222,9 @@ def _report(context: StageContext, rows: Rows, targets: Sequence[Target]) -> Non
         missing = {r.settings["memory_limit_missing"] for r in every if "memory_limit_missing" in r.settings}
         for reason in sorted(missing) if target.limits.memory_bytes else []:
             context.report.note(f"{target.id}: the memory limit was not applied: {reason}")
+        unfixed = {r.settings["fixed_performance_missing"] for r in every if "fixed_performance_missing" in r.settings}
+        for reason in sorted(unfixed) if target.runner == "adb" else []:
+            context.report.note(f"{target.id}: clocks were not held: {reason}")
     context.figures["rows"], context.figures["invalid_rows"] = len(every), len(invalid)
     for model, target, reason in sorted({(row.model, row.target, str(row.invalid_reason)) for row in invalid}):
         context.report.note(f"invalid: {model} on {target}: {reason}")

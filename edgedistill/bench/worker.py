@@ -26,6 +26,7 @@ ENGINES = {"llamacpp": "engine_llamacpp", "onnxruntime-genai": "engine_genai", "
 
 def run_job(job: dict) -> dict:
     """Apply the limits, load the engine, run the workloads; a row that must not be used has `invalid`, the reason."""
+    os.environ.update(job.get("environment", {}))  # before the engine reads it
     applied = apply_limits(cores=job.get("cores"), cgroup=job.get("cgroup"))
     peak_reset = reset_peak()
     began = perf_counter_ns()

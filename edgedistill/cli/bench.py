@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from edgedistill import plan
-from edgedistill.cli import show
+from edgedistill.cli import entries, show
 from edgedistill.cli.follow import follow
 from edgedistill.cli.progress import reporter
 from edgedistill.core.config import did_you_mean, validate
@@ -45,10 +45,10 @@ def rows_of(
     if (reference is None) == (imported is None):
         raise InputError("expected a model, a run or a recipe to measure, or --import FILE; name one of them")
     if imported is not None:
-        rows = plan.read_llama_bench(imported)
+        rows = entries.read_llama_bench(imported)
     elif _is_model(str(reference)):
         with reporter() as report:
-            rows = plan.measure_foreign(
+            rows = entries.measure_foreign(
                 Path(str(reference)), targets=targets or ELSEWHERE, blocks=blocks, report=report
             )  # fmt: skip
     else:
@@ -58,7 +58,7 @@ def rows_of(
             return None
         rows = found
     if llama_bench_out is not None:
-        plan.write_llama_bench(llama_bench_out, rows)
+        entries.write_llama_bench(llama_bench_out, rows)
     return rows
 
 

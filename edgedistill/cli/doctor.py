@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ def examine() -> list[Finding]:
         _memory(),
         _disk(),
         _limits(),
+        _ssh(),
+        _adb(),
+        _nvidia(),
         _teacher(),
     ]
 
@@ -113,6 +118,48 @@ def _limits() -> Finding:
     if folder.is_dir() and os.access(folder, os.W_OK):
         return _finding("cgroup", f"v{version}, writable")
     return _finding("cgroup", "not writable", level="note", advice="constrained targets limit the process itself")
+
+
+def _ssh() -> Finding:
+    """What boards are reached with."""
+    if shutil.which("ssh") is None:
+        return _finding("ssh", "none", level="note", advice="targets over ssh need OpenSSH's client")
+    return _finding("ssh", _said("ssh", "-V"))
+
+
+def _adb() -> Finding:
+    """What phones are reached with; asking for its version starts no server."""
+    if shutil.which("adb") is None:
+        return _finding("adb", "none", level="note", advice="phones need Android's platform tools")
+    return _finding("adb", _said("adb", "version"))
+
+
+def _nvidia() -> Finding:
+    """Whether a CUDA device can be watched, through NVML's module or nvidia-smi."""
+    advice = "gpu targets need an NVIDIA device and its driver"
+    try:
+        pynvml = importlib.import_module("pynvml")
+    except ImportError:
+        if shutil.which("nvidia-smi") is None:
+            return _finding("nvml", "neither nvidia-ml-py nor nvidia-smi", level="note", advice=advice)
+        return _finding("nvml", f"nvidia-smi: {_said('nvidia-smi', '--list-gpus')}")
+    try:
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError as e:
+        return _finding("nvml", f"nvidia-ml-py, but {e}", level="note", advice=advice)
+    return _finding("nvml", f"nvidia-ml-py, {count} devices")
+
+
+def _said(*command: str) -> str:
+    """The first line that a command writes."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as e:
+        return f"{command[0]} does not run ({e})"
+    lines = (done.stdout or done.stderr).strip().splitlines()
+    return lines[0] if lines else f"{command[0]} says nothing"
 
 
 def _teacher() -> Finding:

@@ -233,7 +233,7 @@ def targets_project(target: TargetId, model_bytes: ModelBytes, quant: Quant, eng
                     as_json: Json = False) -> None:  # fmt: skip
     """Project a model's speed to a target from its anchors."""
     from edgedistill.cli import show
-    from edgedistill.cli.project import project
+    from edgedistill.cli.entries import project
 
     found = project(target, engine=engine, backend=backend, quant=quant, model_bytes=model_bytes, weights=weights,
                     head_weights=head_weights, kv_bytes=kv_bytes)  # fmt: skip

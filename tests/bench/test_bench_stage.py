@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from bench_cgroup import require_memory_group
 
-from edgedistill.bench import rounds, stage
+from edgedistill.bench import block, rounds, runner_local, stage
 from edgedistill.bench.derived import memory_speed
 from edgedistill.bench.limits import usable_cores
 from edgedistill.core.artifact import Artifact, content_digest, list_files
@@ -20,7 +22,7 @@ from edgedistill.core.measurement import Measurement, Workload
 from edgedistill.core.metric import METRICS, Metric
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.runfolder import FOLDERS, SilentReporter, StageContext, read_manifest, run_stage
-from edgedistill.core.target import load_target
+from edgedistill.core.target import Target, load_target
 
 QUICK = {
     *(Metric.LOAD_MS, Metric.TTFT_MS, Metric.RESPONSE_MS, Metric.TPOT_MS, Metric.REQUESTS_PER_HOUR),
@@ -119,7 +121,7 @@ def test_every_model_is_measured_in_its_own_runtime(tiny_run: Path, monkeypatch:
     def refuse(*args: Any, **named: Any) -> dict[str, Any]:
         raise AssertionError("a whole round was measured again")
 
-    monkeypatch.setattr(rounds, "run_block", refuse)
+    monkeypatch.setattr(block, "run_block", refuse)
     stage.run(context_of(tiny_run))
 
 
@@ -169,7 +171,7 @@ def test_the_full_profile_measures_every_metric_or_says_why_not(
     def refuse(*args: Any, **named: Any) -> dict[str, Any]:
         raise AssertionError("a whole round was measured again")
 
-    monkeypatch.setattr(rounds, "run_block", refuse)
+    monkeypatch.setattr(block, "run_block", refuse)
     again = context_of(tiny_run, profile="full", blocks=1, targets=["mobile-class"], sustained_s=0.2)
     stage.run(again)
 
@@ -177,14 +179,14 @@ def test_the_full_profile_measures_every_metric_or_says_why_not(
 def test_a_failing_model_leaves_invalid_rows_and_the_sweep_goes_on(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def block(job: dict[str, Any], **named: Any) -> dict[str, Any]:
+    def fake(job: dict[str, Any], **named: Any) -> dict[str, Any]:
         good = {"samples": {"response_ms": [1.0]}, "outputs": [[1]] * len(job["prompts"])}
         row = {"invalid": "it is broken"} if job["engine"] == "llamacpp" else good
         rows = [{"workload": workload} | row for workload in job["workloads"]]
         limits = {"memory_limit_missing": "no group"} if named["memory_bytes"] else {}
         return {"engine": job["engine"], "settings": limits, "rows": rows}
 
-    monkeypatch.setattr(rounds, "run_block", block)
+    monkeypatch.setattr(block, "run_block", fake)
     monkeypatch.setattr(stage, "preflight", lambda **_: {"warnings": ["the host is busy"]})
     context = context_of(tiny_run, targets=["mobile-class"])
     context.folder.mkdir()
@@ -200,12 +202,49 @@ def test_a_failing_model_leaves_invalid_rows_and_the_sweep_goes_on(
     assert all(row.environment["preflight"]["warnings"] == ["the host is busy"] for row in rows)
 
 
+def test_rounds_of_another_device_are_measured_again(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's runner is asked, and what it says of its device is in the rows."""
+    asked: list[str] = []
+    closed: list[str] = []
+
+    class Device:
+        def __init__(self, name: str) -> None:
+            self.environment = {"device": {"id": name}}
+
+        def cores(self, *, threads: int) -> list[int]:
+            return [0]
+
+        def run(self, job: dict[str, Any], **_: Any) -> dict[str, Any]:
+            asked.append(self.environment["device"]["id"])
+            row = {"samples": {"response_ms": [1.0]}, "outputs": [[1]] * len(job["prompts"])}
+            rows = [{"workload": workload} | row for workload in job["workloads"]]
+            return {"engine": job["engine"], "settings": {}, "rows": rows, "environment": self.environment}
+
+    def measure(name: str) -> None:
+        @contextlib.contextmanager
+        def device(target: Target) -> Iterator[Device]:
+            assert target.id == "local-cpu"
+            yield Device(name)
+            closed.append(name)
+
+        monkeypatch.setattr(stage, "open_runner", device)
+        context = context_of(tiny_run)
+        context.folder.mkdir(exist_ok=True)
+        stage.run(context)
+
+    for name in ("first", "first", "second"):
+        measure(name)
+    assert asked == ["first"] * 6 + ["second"] * 6 and closed == ["first", "first", "second"]
+    assert {row.environment["device"]["id"] for row in read(tiny_run)} == {"second"}
+    assert {row.environment["host_id"] for row in read(tiny_run)} == {host_id()}
+
+
 def test_nothing_valid_is_an_error(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def block(job: dict[str, Any], **_: Any) -> dict[str, Any]:
+    def fake(job: dict[str, Any], **_: Any) -> dict[str, Any]:
         rows = [{"workload": workload, "invalid": "no luck"} for workload in job["workloads"]]
         return {"engine": job["engine"], "settings": {}, "rows": rows}
 
-    monkeypatch.setattr(rounds, "run_block", block)
+    monkeypatch.setattr(block, "run_block", fake)
     context = context_of(tiny_run)
     context.folder.mkdir()
     with pytest.raises(StageError, match="expected measurements, found 9 invalid rows; the first: no luck"):
@@ -215,7 +254,7 @@ def test_nothing_valid_is_an_error(tiny_run: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_is_missing_is_said(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "usable_cores", list)
+        patch.setattr(runner_local, "usable_cores", list)
         with pytest.raises(InputError, match="target mobile-class wants 1 cores, this host lets 0 be used"):
             stage.run(context_of(tiny_run, targets=["mobile-class"]))
     (tiny_run / FOLDERS["data"] / "prompts.jsonl").unlink()
@@ -232,16 +271,15 @@ def test_no_artifact_is_an_error(tiny_run: Path) -> None:
         stage.run(context_of(tiny_run))
 
 
-def test_a_device_that_is_not_here_is_never_measured_as_this_host() -> None:
-    with pytest.raises(
-        InputError, match="raspberry-pi-5 is reached by the runner projected, which this stage does not"
-    ):
-        stage._cores(load_target("raspberry-pi-5"), threads=1)
+def test_a_device_that_is_not_here_is_never_measured_as_this_host(tiny_run: Path) -> None:
+    with pytest.raises(InputError, match="found raspberry-pi-5 with runner 'projected'; use `edgedistill targets pro"):
+        stage.run(context_of(tiny_run, targets=["raspberry-pi-5"]))
 
 
 def test_a_board_with_more_cores_than_this_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "usable_cores", lambda: [0, 1])
+    runner = runner_local.LocalRunner(load_target("sbc-class"))
+    monkeypatch.setattr(runner_local, "usable_cores", lambda: [0, 1])
     with pytest.raises(InputError, match="target sbc-class wants 4 cores, this host lets 2 be used"):
-        stage._cores(load_target("sbc-class"), threads=0)
-    monkeypatch.setattr(stage, "usable_cores", lambda: [0, 1, 2, 3, 4])
-    assert stage._cores(load_target("sbc-class"), threads=0) == [1, 2, 3, 4]
+        runner.cores(threads=0)
+    monkeypatch.setattr(runner_local, "usable_cores", lambda: [0, 1, 2, 3, 4])
+    assert runner.cores(threads=0) == [1, 2, 3, 4]

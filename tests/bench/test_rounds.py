@@ -145,7 +145,10 @@ def test_rounds_survive_on_disk_and_partial_or_damaged_ones_do_not(blocks: Block
     assert not read_rounds(tmp_path, subjects=SUBJECTS[:2], protocol=PROTOCOL)
 
 
-@pytest.mark.parametrize(("fault", "kept"), [({"invalid": "noise"}, 0), ({"invalid": "big", "fits": False}, 1)])
+@pytest.mark.parametrize(
+    ("fault", "kept"),
+    [({"invalid": "noise"}, 0), ({"invalid": "big", "fits": False}, 1), ({"invalid": "no way", "absent": True}, 1)],
+)
 def test_a_failed_round_is_measured_again_unless_the_model_cannot_fit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: dict[str, Any], kept: int
 ) -> None:

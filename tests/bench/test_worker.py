@@ -138,6 +138,7 @@ def test_without_a_control_group_the_peak_itself_is_judged(
     job: Job, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgedistill.bench.cgroup._parents", lambda: iter(()))
+    monkeypatch.setattr("edgedistill.bench.scope.BOOTED", Path("/nowhere"))
     result = run_block(job("llamacpp", tiny_gguf, workloads=["memory"]), memory_bytes=2 * MIB)
     assert result["settings"]["memory_limit_missing"] == "this kernel has no memory control group"
     assert result["settings"]["memory_limit_bytes"] is None

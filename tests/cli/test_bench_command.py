@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgedistill import plan
-from edgedistill.cli import bench
+from edgedistill.cli import bench, entries
 from edgedistill.cli.main import app
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import write_json, write_jsonl
@@ -97,7 +97,7 @@ def test_a_model_from_elsewhere_is_measured(tmp_path: Path, monkeypatch: pytest.
         asked.update(path=path, targets=named["targets"], blocks=named["blocks"])
         return [row()]
 
-    monkeypatch.setattr(plan, "measure_foreign", measure)
+    monkeypatch.setattr(entries, "measure_foreign", measure)
     (tmp_path / "any.gguf").write_bytes(b"GGUF")
     assert len(json.loads(call(str(tmp_path / "any.gguf"), "--blocks", "2", "--json"))) == 1
     assert asked == {"path": tmp_path / "any.gguf", "targets": ("local-cpu",), "blocks": 2}

@@ -104,6 +104,31 @@ def test_doctor_finds_what_is_here_and_what_is_not(tmp_path: Path) -> None:
     assert findings["torch"]["level"] == "ok" and findings["python"]["level"] == "ok"
     assert findings["teacher"]["level"] == "note" and "downloads" in findings["teacher"]["advice"]
     assert {"cores", "memory", "disk", "cgroup", "compiler"} <= findings.keys()
+    assert all(findings[what]["level"] in ("ok", "note") for what in ("ssh", "adb", "nvml")), "none is required"
+
+
+def test_doctor_tells_what_reaches_devices(tmp_path: Path) -> None:
+    def examine() -> dict[str, dict[str, str]]:
+        modules = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+        done = call("doctor", "--json", PATH=str(tmp_path), PYTHONPATH=modules)
+        return {finding["what"]: finding for finding in json.loads(done.stdout)}
+
+    for name, text in (("ssh", "OpenSSH_9.9"), ("adb", "Android Debug Bridge version 1.0.41"), ("nvidia-smi", "GPU 0")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {text} >&{1 + (name == 'ssh')}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "pynvml.py").write_text("raise ImportError('not for this test')\n")
+    found = examine()
+    assert found["ssh"]["found"] == "OpenSSH_9.9" and found["adb"]["found"].startswith("Android Debug Bridge")
+    assert found["nvml"]["found"] == "nvidia-smi: GPU 0"
+    for name in ("ssh", "adb", "nvidia-smi"):
+        (tmp_path / name).unlink()
+    found = examine()
+    assert {found[what]["level"] for what in ("ssh", "adb", "nvml")} == {"note"}
+    (tmp_path / "pynvml.py").write_text(
+        "class NVMLError(Exception): pass\ndef nvmlInit(): raise NVMLError('Driver Not Loaded')\n"
+    )
+    found = examine()
+    assert found["nvml"]["found"] == "nvidia-ml-py, but Driver Not Loaded" and found["nvml"]["level"] == "note"
 
 
 def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

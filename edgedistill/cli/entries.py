@@ -1,0 +1,40 @@
+"""What of the benchmark the command line reaches outside of a run, by entries as the plan reaches its stages."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from edgedistill.core.measurement import Measurement
+from edgedistill.core.runfolder import Reporter
+
+
+def project(target: str, **of_model: Any) -> dict[str, Any]:
+    """A model's projected speed on `target` as JSON values; see the entry's docstring.
+
+    Raises:
+        InputError: the target, engine or quant has no anchor to project from.
+    """
+    return _entry("edgedistill.bench.target_projection:project_target")(target, **of_model)
+
+
+def measure_foreign(path: Path, *, targets: tuple[str, ...], blocks: int, report: Reporter) -> list[Measurement]:
+    """Measure a model that no run made; see `bench.foreign`."""
+    return _entry("edgedistill.bench.foreign:measure_foreign")(path, targets=targets, blocks=blocks, report=report)
+
+
+def read_llama_bench(path: Path) -> list[Measurement]:
+    """Rows of a llama-bench file; see `bench.llama_bench`."""
+    return _entry("edgedistill.bench.llama_bench:read_llama_bench")(path)
+
+
+def write_llama_bench(path: Path, rows: list[Measurement]) -> int:
+    """Write rows as llama-bench does; see `bench.llama_bench`."""
+    return _entry("edgedistill.bench.llama_bench:write_llama_bench")(path, rows)
+
+
+def _entry(name: str) -> Any:
+    # Named, not imported: the command line stands above the plan, and loads a stage package only where it is used.
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
