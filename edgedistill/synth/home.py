@@ -2,10 +2,10 @@
 
 A command names one of nine devices, perhaps a room, an action, perhaps a value; its answer copies the room's words and
 the value. Whatever else is said — questions, other devices, small talk — is answered with a refusal. Every utterance of
-`heldout` has a sentence template that no other split has; its rooms, numbers, colours, music, other devices and
-subjects are those of no other split; the same holds for `valid`. (Of the names of rooms, colours and music the single
-words are known: see `home_names`.) Look at `valid` while changing anything; once results on `heldout` have been seen,
-its rows belong to `valid`, and new ones have to be written.
+`heldout` has a sentence template that no other split has; its rooms, numbers, colours, other devices and subjects are
+those of no other split; the same holds for `valid`. (Of the names of rooms and colours the single words are known: see
+`home_names`.) Which rows these are, the seed decides: see `home_deal`. Whatever is changed for the sake of a result is
+changed under other seeds than the one whose `heldout` result is told.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from edgedistill.synth import home_names as names
 from edgedistill.synth import home_phrases as phrases
 from edgedistill.synth import home_refusals as refusals
 from edgedistill.synth import home_words as words
+from edgedistill.synth.home_deal import TIERS, Rows, deal, number_tier
 
-TIERS = ("heldout", "valid", "gold", "prompts")
 REFUSAL = '{"device":"none","room":"none","action":"refuse","value":null}'
 
 # (device, action, phrase groups, range of its number)
@@ -48,7 +48,6 @@ INTENTS: tuple[tuple[str, str, tuple[str, ...], range | None], ...] = (
     ("tv", "channel", ("channel",), range(1, 121)),
     ("speaker", "on", ("on",), None),
     ("speaker", "off", ("off",), None),
-    ("speaker", "play", ("play",), None),
     ("speaker", "volume", ("volume",), range(1, 101)),
     ("oven", "on", ("on",), None),
     ("oven", "off", ("off",), None),
@@ -56,12 +55,12 @@ INTENTS: tuple[tuple[str, str, tuple[str, ...], range | None], ...] = (
     ("alarm", "on", ("on", "arm"), None),
     ("alarm", "off", ("off", "disarm"), None),
 )
-# Words as values are the hardest to learn: they are dealt twice as often, and to learners three times.
-WORDED = tuple(intent for intent in INTENTS if intent[2] in (("color",), ("play",)))
-DEALT = {tier: (*INTENTS, *WORDED, *(WORDED if tier in ("gold", "prompts") else ())) for tier in TIERS}
 # What to leave alone is an open set, so learners are shown more of it than tests ask for.
 REFUSAL_SHARE = {"gold": 0.25, "prompts": 0.25, "valid": 0.18, "heldout": 0.18}
-MADE_UP_SHARE = {"gold": 0.5, "prompts": 0.8}  # of rooms, colours, music and things no home command is about
+MADE_UP_SHARE = {"gold": 0.6, "prompts": 0.8}  # of rooms, colours and things no home command is about
+PLAIN_SHARE = 0.25  # of commands that come without a frame, of places in the plainest words
+SLOTS = ("room", "color", "city", "person", "thing", "task")
+UNSEEN = ("heldout", "valid")
 UNKNOWN_GROUPS = ("on", "off", "open", "close", "lock", "percent")
 
 ANSWER_SCHEMA: dict[str, Any] = {
@@ -89,11 +88,18 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Draw:
-    """Where a split's utterances come from: its tier, its random numbers, and the words of its made-up names."""
+    """Where a split's utterances come from: random numbers, the rows it may use, and the words of its made-up names.
+
+    Of every table `own` holds the rows the split draws from, `usual` those that learners are shown. Made-up names are
+    not among `unseen`, the names of the unseen splits.
+    """
 
     tier: str
     rng: random.Random
+    own: Rows
+    usual: Rows
     words: Iterator[str]
+    unseen: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -108,14 +114,6 @@ def answer_json(device: str, room: str, action: str, value: int | str | None) ->
     return json.dumps({"device": device, "room": room, "action": action, "value": value}, separators=(",", ":"))
 
 
-def number_tier(number: int) -> str:
-    """Which split may say a number: from 20 on one in seven is kept for `heldout`, one in seven for `valid`.
-
-    The small ones are not: without 10 every "1" and "0" ever seen would go on to a third digit.
-    """
-    return {3: "heldout", 5: "valid"}.get(number % 7, "gold") if number >= 20 else "gold"
-
-
 def splits(seed: int, *, gold: int = 600, valid: int = 150, heldout: int = 300, prompts: int = 2000) -> HomeData:
     """Draw the four splits; equal arguments give equal utterances, and no two utterances of a result are equal.
 
@@ -123,95 +121,87 @@ def splits(seed: int, *, gold: int = 600, valid: int = 150, heldout: int = 300, 
         InputError: a size is negative, or the grammar has too few distinct utterances for it.
     """
     sizes = {"gold": gold, "valid": valid, "heldout": heldout, "prompts": prompts}
-    seen: set[str] = set()
+    dealt = deal(seed)
+    taken: set[str] = set()
     made: dict[str, tuple[Utterance, ...]] = {}
     for tier in TIERS:
         if sizes[tier] < 0:
             raise InputError(f"expected {tier} to be a number of utterances, found {sizes[tier]}")
-        made[tier] = tuple(_split(_draw(seed, tier), sizes[tier], seen))
+        made[tier] = tuple(_split(_draw(seed, tier, dealt), sizes[tier], taken))
+        if tier in UNSEEN:
+            taken.update(item.template for item in made[tier])
     return HomeData(**made)
 
 
-def _draw(seed: int, tier: str) -> Draw:
+def _draw(seed: int, tier: str, dealt: dict[str, Rows]) -> Draw:
     rng = random.Random(f"{seed}/{tier}")
-    return Draw(tier, rng, names.word_deck(rng))
+    usual = {name: dealt["gold"][name] + rows for name, rows in dealt["prompts"].items()}
+    unseen = frozenset(name for other in UNSEEN for slot in names.MAKERS for name in dealt[other][slot])
+    own = usual if tier == "prompts" else dealt[tier]
+    return Draw(tier, rng, own, usual, names.word_deck(rng), unseen)
 
 
-def _split(draw: Draw, size: int, seen: set[str]) -> list[Utterance]:
+def _split(draw: Draw, size: int, taken: set[str]) -> list[Utterance]:
+    """`taken`, to which the texts made here are added, holds texts and templates not to be made again."""
     refusals = round(size * REFUSAL_SHARE[draw.tier])
-    makers: list[Any] = [DEALT[draw.tier][i % len(DEALT[draw.tier])] for i in range(size - refusals)]
+    makers: list[Any] = [INTENTS[i % len(INTENTS)] for i in range(size - refusals)]
     makers += [(_question, _other_device, _off_topic)[i % 3] for i in range(refusals)]
     draw.rng.shuffle(makers)
     items = []
     for maker in makers:
         for _ in range(2000):
             item = maker(draw) if callable(maker) else _command(draw, *maker)
-            if item.text not in seen:
+            if item.text not in taken and item.template not in taken:
                 break
         else:
             raise InputError(f"the home grammar cannot make {size} distinct {draw.tier} utterances; ask for fewer")
-        seen.add(item.text)
+        taken.add(item.text)
         if draw.tier == "prompts":
             item = Utterance(text=item.text, answer=None, template=item.template, fillers=item.fillers)
         items.append(item)
     return items
 
 
-def _shared(table: dict[str, tuple[Any, ...]]) -> tuple[Any, ...]:
-    """What an unseen split may share with the seen ones: all that prompts hold."""
-    return table["gold"] + table["prompts"]
-
-
-def _own(table: dict[str, tuple[Any, ...]], tier: str) -> tuple[Any, ...]:
-    """What a tier may use of a table whose `valid` and `heldout` rows stand in no other split."""
-    return _shared(table) if tier == "prompts" else table[tier]
-
-
 def _number(draw: Draw, numbers: Iterable[int]) -> int:
-    wanted = draw.tier if draw.tier in ("valid", "heldout") else "gold"
+    wanted = draw.tier if draw.tier in UNSEEN else "gold"
     return draw.rng.choice([n for n in numbers if number_tier(n) == wanted])
 
 
 def _wording(draw: Draw, groups: Iterable[str]) -> tuple[str, str]:
     """A command phrase and a frame; for the unseen splits at least one of the two is theirs alone."""
-    tables = [phrases.PHRASES[group] for group in groups]
-    own = [phrase for table in tables for phrase in _own(table, draw.tier)]
-    if draw.tier in ("gold", "prompts"):
+    own = [phrase for group in groups for phrase in draw.own[f"to {group}"]]
+    if draw.tier not in UNSEEN:
         phrase = draw.rng.choice(own)
-        return phrase, "!{c}" if phrase.startswith("!") else draw.rng.choice(_own(phrases.FRAMES, draw.tier))
-    if own and draw.rng.random() < 0.5:
+        plain = phrase.startswith("!") or draw.rng.random() < PLAIN_SHARE
+        frames = phrases.PLAIN_FRAMES if plain else draw.own["frame"]
+    elif own and draw.rng.random() < 0.5:
         phrase = draw.rng.choice(own)
-        if phrase.startswith("!"):
-            return phrase, "!{c}"
-        return phrase, draw.rng.choice((*phrases.FRAMES[draw.tier], "{c}", "please {c}", "{c} please"))
-    usual = [p for table in tables for p in _shared(table) if not p.startswith("!")]
-    return draw.rng.choice(usual), draw.rng.choice(phrases.FRAMES[draw.tier])
+        frames = phrases.PLAIN_FRAMES + draw.own["frame"]
+    else:
+        phrase = draw.rng.choice([p for g in groups for p in draw.usual[f"to {g}"] if not p.startswith("!")])
+        frames = draw.own["frame"]
+    return phrase, "{c}" if phrase.startswith("!") else draw.rng.choice(frames)
 
 
 def _placed(draw: Draw, groups: Iterable[str]) -> str:
     """A sentence template with its place: `{room}` in it or not, `{dev}` always."""
     phrase, frame = _wording(draw, groups)
     if draw.rng.random() < 0.2:
-        before, noun, after = "", draw.rng.choice(phrases.NO_ROOM["gold"] + phrases.NO_ROOM[draw.tier]), ""
+        before, noun, after = "", draw.rng.choice(phrases.NO_ROOM), ""
+    elif draw.rng.random() < PLAIN_SHARE:
+        before, noun, after = draw.rng.choice(phrases.PLAIN_PLACES)
     else:
-        rows = phrases.PLACES["gold"]
-        before, noun, after = draw.rng.choice(rows if draw.tier == "gold" else rows + phrases.PLACES[draw.tier])
+        before, noun, after = draw.rng.choice(draw.own["place"])
     if phrase.startswith("!") and (before or after):
         before, noun, after = "", "the {dev} in the {room}", ""
-    return before + frame.removeprefix("!").replace("{c}", phrase.removeprefix("!").replace("{np}", noun) + after)
+    return before + frame.replace("{c}", phrase.removeprefix("!").replace("{np}", noun) + after)
 
 
 def _slots(draw: Draw, template: str) -> dict[str, str]:
-    tables = {
-        "room": words.ROOMS, "color": words.COLORS, "music": words.MUSIC, "city": words.CITIES,
-        "person": words.PEOPLE, "thing": words.THINGS, "task": words.TASKS,
-    }  # fmt: skip
-    chosen = {
-        slot: draw.rng.choice(_own(table, draw.tier)) for slot, table in tables.items() if "{" + slot + "}" in template
-    }
+    chosen = {slot: draw.rng.choice(draw.own[slot]) for slot in SLOTS if "{" + slot + "}" in template}
     share = MADE_UP_SHARE.get(draw.tier, 0.0)
     chosen |= {
-        slot: names.made_up(draw.rng, slot, words=draw.words)
+        slot: names.made_up(draw.rng, slot, words=draw.words, unseen=draw.unseen)
         for slot in names.MAKERS
         if slot in chosen and draw.rng.random() < share
     }
@@ -226,7 +216,7 @@ def _slots(draw: Draw, template: str) -> dict[str, str]:
 def _command(draw: Draw, device: str, action: str, groups: tuple[str, ...], numbers: range | None) -> Utterance:
     template = _placed(draw, groups)
     fillers = _slots(draw, template) | {"dev": draw.rng.choice(words.NOUNS[device])}
-    value: int | str | None = fillers.get("color") or fillers.get("music")
+    value: int | str | None = fillers.get("color")
     if numbers is not None:
         value = _number(draw, numbers)
         fillers["n"] = str(value)
@@ -237,21 +227,19 @@ def _command(draw: Draw, device: str, action: str, groups: tuple[str, ...], numb
 def _other_device(draw: Draw) -> Utterance:
     template = _placed(draw, (draw.rng.choice(UNKNOWN_GROUPS),))
     made_up = draw.rng.random() < MADE_UP_SHARE.get(draw.tier, 0.0)
-    fillers = _slots(draw, template) | {
-        "dev": next(draw.words) if made_up else draw.rng.choice(_own(words.UNKNOWN, draw.tier))
-    }
+    fillers = _slots(draw, template) | {"dev": next(draw.words) if made_up else draw.rng.choice(draw.own["unknown"])}
     return Utterance(text=template.format(**fillers), answer=REFUSAL, template=template, fillers=fillers)
 
 
-def _sentence(draw: Draw, table: dict[str, tuple[str, ...]]) -> Utterance:
-    template = draw.rng.choice(_own(table, draw.tier))
+def _sentence(draw: Draw, table: str) -> Utterance:
+    template = draw.rng.choice(draw.own[table])
     fillers = _slots(draw, template)
     return Utterance(text=template.format(**fillers), answer=REFUSAL, template=template, fillers=fillers)
 
 
 def _question(draw: Draw) -> Utterance:
-    return _sentence(draw, refusals.QUESTIONS)
+    return _sentence(draw, "question")
 
 
 def _off_topic(draw: Draw) -> Utterance:
-    return _sentence(draw, refusals.OUT_OF_SCOPE)
+    return _sentence(draw, "off topic")
