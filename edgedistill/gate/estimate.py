@@ -37,6 +37,9 @@ from edgedistill.gate.rundata import (
     seed_of,
 )
 
+# Nothing may be mapped, and not to fit is a finding; a time, a speed or a peak of nothing is a broken measurement.
+MAY_BE_NOTHING = (Metric.PEAK_FILE_BYTES, Metric.MEM_FITS)
+
 
 def estimate(
     data: RunData,
@@ -179,8 +182,7 @@ def _require_sound(row: Measurement, *, metric: Metric, facts: ModelFacts, host_
     if not samples:
         raise UnmeasuredError(f"{name} has no sample of {metric.value}")
     for value in samples:
-        # Mapped memory may be nothing; a time, a speed or a peak of nothing is a broken measurement.
-        if not math.isfinite(value) or value < 0 or (value == 0 and metric is not Metric.PEAK_FILE_BYTES):
+        if not math.isfinite(value) or value < 0 or (value == 0 and metric not in MAY_BE_NOTHING):
             raise UnmeasuredError(f"{name} has {value} as a sample of {metric.value}, which no measurement gives")
 
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 from gate_builders import measurements, row, run_data
 
+from edgedistill.core.budget import Budget
 from edgedistill.core.metric import Metric
+from edgedistill.gate.check import judge
 from edgedistill.gate.estimate import RunData, UnmeasuredError, estimate
 
 MODEL = "gguf-q4_0"
@@ -51,3 +53,11 @@ def test_what_was_not_measured_is_no_pass() -> None:
         estimate(
             with_full_rows(), metric=Metric.ENERGY_PER_TOKEN_J, model=MODEL, target="local-cpu", confidence=0.95
         )  # fmt: skip
+
+
+def test_a_model_that_does_not_fit_fails_its_budget() -> None:
+    rows = [row(MODEL, pair=pair, workload="fits", samples={"mem_fits": [0.0]}) for pair in range(3)]
+    data = replace(run_data(), measurements=measurements() + rows)
+    budget = Budget(metric=Metric.MEM_FITS, target="local-cpu", min=1)
+    verdict = judge(run="r", budgets={"fits": budget}, release=[MODEL], data=data, confidence=0.95, inputs={})
+    assert [(check.outcome, check.estimate) for check in verdict.checks] == [("fail", 0.0)]
