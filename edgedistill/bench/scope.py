@@ -42,6 +42,10 @@ class MemoryScope:
     def limit_bytes(self) -> int:
         return self.limit
 
+    def swap_limited(self) -> bool:
+        """The scope asks for no swap (`MemorySwapMax=0`)."""
+        return True
+
     def peak_bytes(self) -> int | None:
         """Unknown: the group is gone as soon as the worker is."""
         return None

@@ -101,7 +101,7 @@ class Target(Noun):
     device_class: Literal["server-cpu", "desktop", "sbc", "phone", "mobile-class", "gpu"]
     runner: Runner
     limits: Limits = Limits()
-    connection: dict[str, str | int | bool] = Field(default_factory=dict)
+    connection: dict[str, str | int | float | bool] = Field(default_factory=dict)
     figures: dict[str, Figure] = Field(default_factory=dict)
     anchors: tuple[Anchor, ...] = ()
     note: str = ""
@@ -115,7 +115,7 @@ class Target(Noun):
 
     @field_validator("connection")
     @classmethod
-    def _no_secret(cls, value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+    def _no_secret(cls, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
         for name, held in value.items():
             if SECRET.search(name) or "PRIVATE KEY" in str(held):
                 raise ValueError(f"expected no secret, found {name!r}; let the ssh agent or the adb key store hold it")

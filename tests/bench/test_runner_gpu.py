@@ -85,9 +85,9 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def run(job: dict[str, Any], **limits: Any) -> dict[str, Any]:
         asked.append(job)
-        device = "cpu" if job["engine"] == "liar" else job["options"]["device"] + ":0"
+        device = "cpu" if job["engine"] == "liar" else job["options"]["device"]
         rows = [{"workload": name, "samples": {}} for name in job["workloads"]]
-        return {"engine": job["engine"], "settings": {"device": device}, "rows": rows}
+        return {"engine": job["engine"], "settings": {"backend": device}, "rows": rows}
 
     monkeypatch.setattr(block, "run_block", run)
     return asked

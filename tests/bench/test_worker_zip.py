@@ -14,7 +14,7 @@ import pytest
 
 from edgedistill.bench.worker_zip import MAIN, ROOT, worker_files, worker_zip
 
-ENGINES = {"torch", "transformers", "llama_cpp"}
+ENGINES = {"torch", "transformers", "tokenizers", "llama_cpp"}
 
 
 @pytest.fixture
