@@ -90,8 +90,8 @@ class Utterance:
 class Draw:
     """Where a split's utterances come from: random numbers, the rows it may use, and the words of its made-up names.
 
-    Of every table `own` holds the rows the split draws from, `usual` those that learners are shown. By slot, made-up
-    names are not among `unseen`, the names of the unseen splits.
+    Of every table `own` holds the rows the split draws from, `usual` those that learners are shown. Made-up names are
+    not among `unseen`, the names of the unseen splits.
     """
 
     tier: str
@@ -99,7 +99,7 @@ class Draw:
     own: Rows
     usual: Rows
     words: Iterator[str]
-    unseen: dict[str, frozenset[str]]
+    unseen: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def splits(seed: int, *, gold: int = 600, valid: int = 150, heldout: int = 300, 
 def _draw(seed: int, tier: str, dealt: dict[str, Rows]) -> Draw:
     rng = random.Random(f"{seed}/{tier}")
     usual = {name: dealt["gold"][name] + rows for name, rows in dealt["prompts"].items()}
-    unseen = {slot: frozenset(name for other in UNSEEN for name in dealt[other][slot]) for slot in names.MAKERS}
+    unseen = frozenset(name for other in UNSEEN for slot in names.MAKERS for name in dealt[other][slot])
     own = usual if tier == "prompts" else dealt[tier]
     return Draw(tier, rng, own, usual, names.word_deck(rng), unseen)
 
@@ -201,7 +201,7 @@ def _slots(draw: Draw, template: str) -> dict[str, str]:
     chosen = {slot: draw.rng.choice(draw.own[slot]) for slot in SLOTS if "{" + slot + "}" in template}
     share = MADE_UP_SHARE.get(draw.tier, 0.0)
     chosen |= {
-        slot: names.made_up(draw.rng, slot, words=draw.words, unseen=draw.unseen[slot])
+        slot: names.made_up(draw.rng, slot, words=draw.words, unseen=draw.unseen)
         for slot in names.MAKERS
         if slot in chosen and draw.rng.random() < share
     }

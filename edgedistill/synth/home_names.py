@@ -1,9 +1,8 @@
 """Names made up for `gold` and, far more often, for `prompts`: rooms and colours called any number of things.
 
 An assistant on a device knows its language but not its owner's home, so the names of `valid` and `heldout` are made of
-words that learners meet as well, though never as that name: a "loft corner", a "river loft" and a light that is "loft"
-are in prompts, a room called "loft" is not. A small student copies a name that it never met only after it has copied
-very many, and a word that it has only met with another behind it is copied with another behind it.
+words that learners meet as well, though never as that name: a "loft corner" is in prompts, a room called "loft" is
+not. A small student copies a name that it never met only after it has copied very many.
 """
 
 from __future__ import annotations
@@ -41,10 +40,7 @@ def word_deck(rng: random.Random) -> Iterator[str]:
 
 
 def _room(rng: random.Random, words: Iterator[str]) -> str:
-    word = next(words)
-    if word in NOUNS and rng.random() < 0.4:
-        return f"{next(words)} {word}"
-    return _named(rng, word, alone=0.5, second=SPOTS)
+    return _named(rng, next(words), alone=0.4, second=SPOTS)
 
 
 def _color(rng: random.Random, words: Iterator[str]) -> str:
