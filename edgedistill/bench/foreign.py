@@ -6,14 +6,16 @@ request.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from edgedistill.bench.derived import shipped_files
-from edgedistill.bench.limits import usable_cores
 from edgedistill.bench.model_shape import shape_of
 from edgedistill.bench.preflight import preflight
-from edgedistill.bench.rounds import Protocol, Subject, measure_round, passes_of
+from edgedistill.bench.rounds import THIS_HOST, Protocol, Subject, measure_round, passes_of
+from edgedistill.bench.runner import Runner, open_runner
 from edgedistill.bench.shapes import seeded_ids
 from edgedistill.core.artifact import content_digest, list_files, load_artifact
 from edgedistill.core.errors import InputError
@@ -21,7 +23,7 @@ from edgedistill.core.files import sha256_file
 from edgedistill.core.host import environment
 from edgedistill.core.measurement import Measurement
 from edgedistill.core.runfolder import Reporter
-from edgedistill.core.target import load_target
+from edgedistill.core.target import Target, load_target
 
 TOKENS = 64  # of the memory pass's prompt, and of its answer
 PROBES = {"genai_config.json": "onnxruntime-genai", "config.json": "torch"}
@@ -31,12 +33,24 @@ def measure_foreign(path: Path, *, targets: tuple[str, ...], blocks: int, report
     """Measure one model on each target, `blocks` fresh processes each.
 
     Raises:
-        InputError: it is no model that an engine here opens, is damaged, or a target wants more cores than there are.
+        InputError: it is no model that an engine here opens, is damaged, or a target wants more cores than there are
+            or has no runner that reaches it.
+        MissingError: a target's device, or what reaches it, is not there.
     """
     subject = foreign_subject(path)
-    places = [(target, cores_of(target.limits.cores, where=target.id)) for target in map(load_target, targets)]
+    wanted = [load_target(name) for name in targets]
+    with ExitStack() as stack:
+        places = [(target, stack.enter_context(open_runner(target))) for target in wanted]
+        return _measure(subject, places, blocks=blocks, report=report)
+
+
+def _measure(
+    subject: Subject, places: Sequence[tuple[Target, Runner]], *, blocks: int, report: Reporter
+) -> list[Measurement]:
+    cores = {target.id: runner.cores(threads=0) for target, runner in places}
+    here = {core for target, _ in places if target.runner in THIS_HOST for core in cores[target.id]}
     needed = sum(file.stat().st_size for file in shipped_files(subject.path))
-    state = preflight(cores=sorted({core for _, cores in places for core in cores}), needed_bytes=needed)
+    state = preflight(cores=sorted(here), needed_bytes=needed)
     for warning in state["warnings"]:
         report.note(f"measuring anyway: {warning}")
     protocol = Protocol(
@@ -50,13 +64,14 @@ def measure_foreign(path: Path, *, targets: tuple[str, ...], blocks: int, report
     total = blocks * len(places) * len(passes_of(subject, pair=0, protocol=protocol))
     done = iter(range(total))
     for pair in range(blocks):
-        for target, cores in places:
+        for target, runner in places:
             rows += measure_round(
                 [subject],
                 target=target,
                 pair=pair,
-                cores=cores,
+                cores=cores[target.id],
                 protocol=protocol,
+                run=runner.run,
                 on_block=lambda model, target=target: report.progress(next(done), total, "blocks", target=target.id),
             )
     return rows
@@ -83,20 +98,6 @@ def foreign_subject(path: Path) -> Subject:
         shape=shape,
         foreign=True,
     )
-
-
-def cores_of(wanted: int, *, where: str) -> list[int]:
-    """The last `wanted` usable cores; all of them for 0.
-
-    Raises:
-        InputError: there are not so many.
-    """
-    usable = usable_cores()
-    if wanted > len(usable):
-        raise InputError(
-            f"target {where} wants {wanted} cores, this host lets {len(usable)} be used; choose another target"
-        )
-    return usable[-wanted:] if wanted else usable
 
 
 def _engine(path: Path) -> tuple[str, Path]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgedistill.bench.foreign import cores_of, foreign_subject, measure_foreign
+from edgedistill.bench import runner_local
+from edgedistill.bench.foreign import foreign_subject, measure_foreign
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import sha256_file
 from edgedistill.core.runfolder import SilentReporter
@@ -46,5 +47,14 @@ def test_what_is_no_model_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(InputError, match="is not a whole GGUF file"):
         foreign_subject(tmp_path / "x.gguf")
-    with pytest.raises(InputError, match="target big wants 4096 cores"):
-        cores_of(4096, where="big")
+
+
+def test_a_device_that_is_not_here_is_never_measured_as_this_host(tiny_gguf: Path) -> None:
+    with pytest.raises(InputError, match="expected a target that can be measured, found raspberry-pi-5"):
+        measure_foreign(tiny_gguf, targets=("local-cpu", "raspberry-pi-5"), blocks=1, report=SilentReporter())
+
+
+def test_a_target_s_runner_measures_it(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_local, "usable_cores", lambda: [])
+    with pytest.raises(InputError, match="target mobile-class wants 1 cores, this host lets 0 be used"):
+        measure_foreign(tiny_gguf, targets=("mobile-class",), blocks=1, report=SilentReporter())
