@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgedistill.bench.projection import Cell, fit, half_width, log_seconds, transfer_residuals
+from edgedistill.bench.projection import Cell, anchor_sets, fit, half_width, log_seconds, transfer_residuals
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import write_json
 from edgedistill.core.host import environment
@@ -118,19 +118,13 @@ def one_anchor(cells: Sequence[Cell], *, unseen: bool = False) -> Iterator[dict[
 
     With `unseen` the other devices have no cell of the held-out model either, nor of its twin: a model of one's own.
     """
-    for device in sorted({cell.device for cell in cells}):
-        others = [cell for cell in cells if cell.device != device]
-        own = [cell for cell in cells if cell.device == device]
-        for model in sorted({cell.model for cell in own}):
-            anchors = [cell for cell in own if cell.model == model]
-            quants = {cell.quant for cell in anchors}
-            held = [cell for cell in own if cell.model != model and cell.quant in quants]
-            for name in sorted({cell.model for cell in held}) if unseen else [""]:
-                hidden = TWINS if name in TWINS else {name}
-                train = [*(cell for cell in others if cell.model not in hidden), *anchors]
-                asked = [cell for cell in held if not unseen or cell.model == name]
-                if asked and not (unseen and model in hidden):
-                    yield from predicted(train, asked, anchor=model, band=not unseen)
+    for others, anchors, held in anchor_sets(cells):
+        for name in sorted({cell.model for cell in held}) if unseen else [""]:
+            hidden = TWINS if name in TWINS else {name}
+            train = [*(cell for cell in others if cell.model not in hidden), *anchors]
+            asked = [cell for cell in held if not unseen or cell.model == name]
+            if not (unseen and anchors[0].model in hidden):
+                yield from predicted(train, asked, anchor=anchors[0].model, band=not unseen)
 
 
 def all_others(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:

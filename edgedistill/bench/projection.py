@@ -12,7 +12,7 @@ each quant's kernel has a cost. The band is conformal (Vovk, Gammerman & Shafer 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -192,17 +192,22 @@ def transfer_residuals(cells: Sequence[Cell]) -> dict[str, list[float]]:
     quants are predicted. So the errors are those of a device that was never fitted on, not of one known inside out.
     """
     found: dict[str, list[float]] = {}
+    for others, anchors, held in anchor_sets(cells):
+        errors = np.log([c.seconds_per_token for c in held]) - log_seconds(fit([*others, *anchors]), held)
+        found.setdefault(held[0].device, []).extend(float(abs(e)) for e in errors)
+    return found
+
+
+def anchor_sets(cells: Sequence[Cell]) -> Iterator[tuple[list[Cell], list[Cell], list[Cell]]]:
+    """Other devices' cells, one model's on a device, and that device's others of its quants, never none."""
     for device in sorted({cell.device for cell in cells}):
         others = [cell for cell in cells if cell.device != device]
         own = [cell for cell in cells if cell.device == device]
         for model in sorted({cell.model for cell in own}):
             anchors = [cell for cell in own if cell.model == model]
             quants = {cell.quant for cell in anchors}
-            held = [cell for cell in own if cell.model != model and cell.quant in quants]
-            if held:
-                errors = np.log([c.seconds_per_token for c in held]) - log_seconds(fit([*others, *anchors]), held)
-                found.setdefault(device, []).extend(float(abs(e)) for e in errors)
-    return found
+            if held := [cell for cell in own if cell.model != model and cell.quant in quants]:
+                yield others, anchors, held
 
 
 def half_width(residuals: dict[str, list[float]], *, level: float, engine: str) -> float:

@@ -38,7 +38,7 @@ STEP_S = 10.0  # between two looks at a phone that cools down
 KILLED = 137  # 128 + SIGKILL
 TIMED_OUT = 124
 GRACE_S = 60.0
-NO_PROMPTS = "llama-bench on a phone cannot ask the recipe's prompts; the fixed shape and memory are measured there"
+NO_PROMPTS = "llama-bench on a phone takes one shape and memory; nothing else is measured there"
 NO_LIMIT = "no memory limit can be set from a phone's shell"
 
 

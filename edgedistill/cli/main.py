@@ -145,7 +145,7 @@ def evaluate(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RU
 
 @app.command()
 def bench(reference: Model = None, targets: Targets = None, overrides: Set = None, runs_dir: RunsDir = RUNS,
-          verify: Verify = False, blocks: Blocks = 3, llama_bench_out: LlamaOut = None, imported: Import = None,
+          verify: Verify = False, blocks: Blocks = 6, llama_bench_out: LlamaOut = None, imported: Import = None,
           as_json: Json = False) -> None:  # fmt: skip
     """Measure time and memory: of a run's models, or of one model."""
     from edgedistill.cli import bench as helper

@@ -17,7 +17,6 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 VARIANTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
-FULL_BLOCKS = 6
 Variant = Literal["gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4"]
 
 
@@ -173,26 +172,19 @@ class Bench(Noun):
     """What is measured where: targets by name, interleaved blocks, task prompts a block, one fixed shape.
 
     `quick` takes speed and memory; `full` adds the three fixed shapes, loads, text, a long run, streams, energy and
-    bandwidth. Without `blocks`, quick has three and full six. `further_blocks` come after them; `gate --settle` raises
-    them, and those there are never measured again.
+    bandwidth. `further_blocks` come after `blocks`; `gate --settle` raises them, and those there are never measured
+    again.
     """
 
     targets: tuple[str, ...] = ("local-cpu", "mobile-class")
     profile: Literal["quick", "full"] = "quick"
-    blocks: Positive = 3
+    blocks: Positive = 6
     further_blocks: Annotated[int, Field(ge=0)] = 0
     prompts_per_block: Positive = 6
     teacher_prompts_per_block: Positive = 2
     prefill_tokens: Positive = 64
     decode_tokens: Positive = 32
     sustained_s: Annotated[float, Field(gt=0)] = 20.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _blocks_of_the_profile(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "blocks" not in data and data.get("profile") == "full":
-            return data | {"blocks": FULL_BLOCKS}
-        return data
 
 
 class Gate(Noun):

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-INNER_RESAMPLES = 64  # of the samples in a block; blocks, which differ more, are resampled more often
+INNER_RESAMPLES = 200  # of the samples in a block; blocks, which differ more, are resampled more often
 
 
 @dataclass(frozen=True)
