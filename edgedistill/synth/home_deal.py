@@ -16,7 +16,7 @@ from edgedistill.synth import home_refusals as refusals
 from edgedistill.synth import home_words as words
 
 TIERS = ("heldout", "valid", "gold", "prompts")
-SHARES = {"heldout": 0.12, "valid": 0.12, "gold": 0.5}  # of a table's rows; what is left belongs to `prompts`
+SHARES = {"heldout": 0.15, "valid": 0.15, "gold": 0.5}  # of a table's rows; what is left belongs to `prompts`
 
 Rows = dict[str, tuple[Any, ...]]
 
@@ -34,10 +34,11 @@ TABLES: Rows = {
     "thing": words.THINGS,
     "task": words.TASKS,
 }
+USUAL: Rows = {"room": words.USUAL_ROOMS, "color": words.USUAL_COLORS}  # gold's, whatever the seed
 
 
 def deal(seed: int, tables: Mapping[str, tuple[Any, ...]] = TABLES) -> dict[str, Rows]:
-    """For each tier the rows of every table that are its own; a table of one row is gold's."""
+    """For each tier the rows of every table that are its own; a table of one row is gold's, and what is `USUAL`."""
     dealt: dict[str, Rows] = {tier: {} for tier in TIERS}
     for name, table in tables.items():
         left = random.Random(f"{seed}/{name}").sample(table, len(table))
@@ -45,6 +46,7 @@ def deal(seed: int, tables: Mapping[str, tuple[Any, ...]] = TABLES) -> dict[str,
             count = max(tier == "gold", round(len(table) * share))
             dealt[tier][name], left = tuple(left[:count]), left[count:]
         dealt["prompts"][name] = tuple(left)
+        dealt["gold"][name] += USUAL.get(name, ())
     return dealt
 
 

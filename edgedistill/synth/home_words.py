@@ -1,4 +1,4 @@
-"""Words of the home-command grammar. Every table but `NOUNS` is dealt to the splits by `home_deal`.
+"""Words of the home-command grammar. `home_deal` deals every table but `NOUNS` to the splits, `USUAL_` ones to gold.
 
 Rooms are all words that take "in the"; no room holds a device's name.
 """
@@ -10,20 +10,27 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.replace("\n", ",").split(",") if word.strip())
 
 
-ROOMS = _words("""kitchen, bedroom, living room, bathroom, garage, hallway, office, dining room, basement, attic
-    guest room, nursery, laundry room, library, den, pantry, playroom, gym, closet, cellar, main bedroom, sunroom
-    workshop, lounge, storage room, music room, family room, utility room, game room, reading room, spare room
-    kids room, dressing room, wine cellar, greenhouse, barn, guest house, sewing room, breakfast room, meeting room
-    lobby, corridor, back office, front hall, media room, exercise room, art room, small bedroom, back bedroom
-    waiting room, back hall, big bedroom, home office, guest bathroom, dance hall, garden room, studio, upper hall
-    lower hall, top floor, second floor, loft, main hall, east wing, west wing, master bedroom, second bathroom
-    small kitchen, front office, kids bathroom, big garage, play area, tool shed, pool house, upper floor
-    family bathroom, main office, guest bedroom""")
+# What every home has; learners are always shown these.
+USUAL_ROOMS = _words("""kitchen, bedroom, living room, bathroom, garage, hallway, dining room, basement, attic
+    guest room, nursery, laundry room, pantry, playroom, gym, closet, cellar, main bedroom, workshop, lounge
+    guest bathroom, spare room, kids bedroom""")
+USUAL_COLORS = _words("pink, silver, violet, teal, navy, mint, peach, coral, turquoise, lavender")
 
-COLORS = _words("""red, blue, green, yellow, white, purple, pink, teal, gold, lavender, crimson, navy, rose
-    turquoise, orange, violet, silver, brown, amber, gray, magenta, cyan, lime, coral, mint, peach, warm white
-    cool white, dark green, sky blue, hot pink, dark red, pale gold, bright yellow, deep purple, soft orange
-    forest green""")
+# What a home calls its own. The tokenizer has each of these words whole, behind a space and behind a quotation mark, so
+# that to copy one is to copy, not to spell: "kitchen" is one token in a sentence and two in JSON.
+ROOMS = _words("""office, library, den, shed, lab, shop, bar, suite, hall, store, yard, stable, entry, station
+    music room, family room, game room, reading room, kids room, storage room, club room, school room, small room
+    big room, back room, front room, side room, middle room, home office, back office, front office, main office
+    small office, big office, old office, main hall, front hall, back hall, side hall, upper hall, lower hall
+    music hall, inner hall, east wing, west wing, north wing, south wing, left wing, right wing, pool house
+    farm house, old house, main house, small house, first floor, second floor, third floor, upper floor
+    lower floor, top floor, main floor, master suite, family suite, kids suite, music lab, home lab, small lab
+    reading area, storage area, family area, kids area, game area, pool area, back shed, old shed, small shed
+    wine bar, home bar, pool bar, wine store, back store, front entry, side entry, main entry, back yard
+    front yard, side yard, home library, small library, family den, back den""")
+
+COLORS = _words("""red, blue, green, yellow, white, purple, orange, brown, gold, gray, lime, rose, amber, black
+    tan, sand, sky, ocean, forest, snow""")
 
 # Names of things a home may have and this one cannot act on. None holds the name of a device that it can.
 UNKNOWN = _words("""kettle, coffee maker, dishwasher, washing machine, fridge, microwave, sprinkler, humidifier
@@ -37,11 +44,11 @@ UNKNOWN = _words("""kettle, coffee maker, dishwasher, washing machine, fridge, m
     waffle iron, food processor, massage chair, exercise bike, electric blanket, pool pump, scooter, slow cooker
     ice maker, motorcycle, typewriter, crib, baby monitor, weather station, smoke detector, scale, rocket, tractor
     forklift, sundial, jukebox, arcade machine, pinball machine, slot machine, cash register, mixing bowl, stapler
-    welder, cement mixer, ice cream machine, canoe, loom, microscope, trapdoor, toaster, projector, clothes dryer
+    welder, cement mixer, ice cream machine, canoe, loom, microscope, toaster, projector, clothes dryer
     dehumidifier, jacuzzi, soda machine, foot bath, minivan, garage opener, egg cooker, sander, bird feeder
-    ceiling hatch, pasta maker, wheelchair, hedge trimmer, crock pot, label maker, air fryer, wine cooler
-    hand dryer, hoverboard, cement truck, go kart, tanning bed, bean grinder, tile cutter, lawn chair, roof hatch
-    cat flap, hot plate, snow blower, bottle warmer, bread slicer, can opener, candle, chest freezer, dough mixer
+    pasta maker, wheelchair, hedge trimmer, crock pot, label maker, air fryer, wine cooler
+    hand dryer, hoverboard, cement truck, go kart, tanning bed, bean grinder, tile cutter, lawn chair
+    hot plate, snow blower, bottle warmer, bread slicer, can opener, candle, chest freezer, dough mixer
     electric razor, fax machine, foot massager, garden hose, hair curler, kayak, meat grinder, music box, spin bike
     yogurt maker""")
 
