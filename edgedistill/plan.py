@@ -142,7 +142,7 @@ def _task(recipe: Recipe, *names: str) -> dict[str, Any]:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("data", 3, "edgedistill.synth.stage:run_data", _data),
+        Stage("data", 4, "edgedistill.synth.stage:run_data", _data),
         Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
         Stage(
             "synth",
@@ -152,7 +152,7 @@ STAGES: dict[str, Stage] = {
             ("data/gold.jsonl", "data/prompts.jsonl", "teacher"),
         ),
         Stage("train", 3, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
-        Stage("export", 1, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train")),
+        Stage("export", 2, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train")),
         Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
         Stage(
             "bench",

@@ -1,8 +1,8 @@
-"""Hugging Face folder to GGUF in half precision, for the Llama family, tensor by tensor.
+"""Hugging Face folder to GGUF, in half precision or from a code set, for the Llama family, tensor by tensor.
 
-Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Matrices become F16, vectors F32; a tied head
-is left out; query and key rows are permuted, because llama.cpp rotates neighbouring dimensions where transformers
-rotates halves.
+Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Matrices become F16 or blocks of codes,
+vectors F32; a tied head is left out; query and key rows are permuted, because llama.cpp rotates neighbouring dimensions
+where transformers rotates halves.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from edgedistill.core.errors import InputError
 from edgedistill.core.files import atomic_path, read_json
 from edgedistill.export.vocabulary import Vocabulary, read_vocabulary
 from edgedistill.export.weights import StoredTensor, stored_tensors
+from edgedistill.quant.blocks import BLOCK, GRIDS, Grid, join_blocks
+from edgedistill.quant.codes import CodeSet
 
 ARCHITECTURES = ("LlamaForCausalLM",)
 ROPE_TYPES = ("default", "linear", "llama3")
 ROLE_KEYS = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # GGUF spells them so
 EMBEDDING, HEAD, ROPE_FACTORS = "model.embed_tokens.weight", "lm_head.weight", "rope_freqs.weight"
+TABLES = frozenset({"token_embd.weight", "output.weight"})
 
 
 @dataclass(frozen=True)
@@ -45,33 +48,70 @@ class LlamaShape:
     rope: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Coding:
+    """How matrices are written: the grids of the layers' and of the table that embedding and head share, and whence.
+
+    A matrix whose width is no multiple of a block stays F16.
+    """
+
+    layers: str
+    table: str
+    codes: CodeSet
+
+    def grid(self, name: str, shape: tuple[int, ...]) -> Grid | None:
+        """The grid of the GGUF tensor `name`; None for what stays as it is."""
+        if len(shape) != 2 or shape[1] % BLOCK:
+            return None
+        return GRIDS[self.table if name in TABLES else self.layers]
+
+
 def export_gguf_f16(*, model: Path, out: Path, name: str | None = None) -> None:
     """Write a Llama-family Hugging Face folder as one F16 GGUF file; `name` becomes `general.name`.
 
     Raises:
         InputError: the architecture, rope type, activation, tokenizer or a tensor is not what this export knows.
     """
+    _export(model=model, out=out, name=name, coding=None)
+
+
+def export_gguf_codes(*, model: Path, out: Path, coding: Coding, name: str | None = None) -> None:
+    """Write a Llama-family Hugging Face folder as one GGUF file whose matrices are those of a code set.
+
+    Raises:
+        InputError: as `export_gguf_f16`.
+    """
+    _export(model=model, out=out, name=name, coding=coding)
+
+
+def _export(*, model: Path, out: Path, name: str | None, coding: Coding | None) -> None:
     shape = read_llama_shape(model)
     vocabulary = read_vocabulary(model=model, rows=shape.vocab)
     tensors = _named_tensors(shape=shape, stored=stored_tensors(model), source=model)
     factors = llama3_factors(shape)
+    grids = {target: coding.grid(target, tensor.shape) if coding else None for target, tensor in tensors.items()}
     with atomic_path(out) as temporary:
         writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
         count = sum(prod(tensor.shape) for tensor in tensors.values())
         _write_shape(writer, shape=shape, name=name or model.name, parameters=count)
+        writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{coding.layers if coding else 'F16'}"])
         _write_vocabulary(writer, vocabulary=vocabulary)
         if factors is not None:
             writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
         for target, tensor in tensors.items():
-            dtype = _written_dtype(tensor)
-            writer.add_tensor_info(target, tensor.shape, dtype, prod(tensor.shape) * dtype.itemsize)
+            _announce(writer, target, tensor, grid=grids[target])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         if factors is not None:
             writer.write_tensor_data(factors)
         for target, tensor in tensors.items():
-            writer.write_tensor_data(_converted(target, tensor, shape=shape))
+            grid = grids[target]
+            if coding is None or grid is None:
+                data = _converted(target, tensor, shape=shape)
+            else:
+                data = _encoded(target, tensor, shape=shape, grid=grid, codes=coding.codes)
+            writer.write_tensor_data(data)
         writer.close()
 
 
@@ -181,16 +221,37 @@ def _written_dtype(tensor: StoredTensor) -> np.dtype:
     return np.dtype(np.float16 if len(tensor.shape) > 1 else np.float32)
 
 
+def _announce(writer: gguf.GGUFWriter, name: str, tensor: StoredTensor, *, grid: Grid | None) -> None:
+    if grid is None:
+        dtype = _written_dtype(tensor)
+        writer.add_tensor_info(name, tensor.shape, dtype, prod(tensor.shape) * dtype.itemsize)
+        return
+    width = gguf.quant_shape_to_byte_shape(tensor.shape, grid.kind)
+    writer.add_tensor_info(name, width, np.dtype(np.uint8), prod(width), raw_dtype=grid.kind)
+
+
 def _converted(name: str, tensor: StoredTensor, *, shape: LlamaShape) -> np.ndarray:
     with np.errstate(over="ignore"):  # refused below with the tensor's name
         data = tensor.read().astype(_written_dtype(tensor), copy=False)
-    if ".attn_q." in name:
-        data = to_neighbour_rotation(data, heads=shape.heads)
-    elif ".attn_k." in name:
-        data = to_neighbour_rotation(data, heads=shape.kv_heads)
     if not np.isfinite(data).all():
         raise InputError(f"expected finite values that float16 can hold in {tensor.path}, found others in {name!r}")
-    return np.ascontiguousarray(data)
+    return np.ascontiguousarray(_rotated(name, data, shape=shape))
+
+
+def _encoded(name: str, tensor: StoredTensor, *, shape: LlamaShape, grid: Grid, codes: CodeSet) -> np.ndarray:
+    """The matrix's blocks as bytes `[rows, bytes]`; each row has its own, so that rows can change places."""
+    try:
+        blocks = codes.blocks(tensor.read(), grid=grid.name)
+    except ValueError as e:
+        raise InputError(f"{tensor.path}: {name!r} cannot be written as {grid.name}: {e}") from None
+    stored = join_blocks(blocks)
+    return np.ascontiguousarray(_rotated(name, stored.reshape(len(stored), -1), shape=shape))
+
+
+def _rotated(name: str, data: np.ndarray, *, shape: LlamaShape) -> np.ndarray:
+    if ".attn_q." in name:
+        return to_neighbour_rotation(data, heads=shape.heads)
+    return to_neighbour_rotation(data, heads=shape.kv_heads) if ".attn_k." in name else data
 
 
 def to_neighbour_rotation(data: np.ndarray, *, heads: int) -> np.ndarray:
@@ -207,7 +268,6 @@ def _write_shape(writer: gguf.GGUFWriter, *, shape: LlamaShape, name: str, param
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     writer.add_size_label(gguf.size_label(parameters, 0, 0, 0))
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(shape.layers)
     writer.add_context_length(shape.context)

@@ -14,6 +14,7 @@ from edgedistill.core.files import atomic_folder, read_json, write_json
 from edgedistill.export.onnx_check import OnnxFacts, check_onnx
 from edgedistill.export.onnx_graph import build_graph
 from edgedistill.export.onnx_quantize import quantize_graph
+from edgedistill.quant.codes import CodeSet
 
 Precision = Literal["fp32", "int8", "int4"]
 
@@ -25,13 +26,22 @@ _ACCURACY_LEVEL = 4
 _CALL_NOTES = ("is_local", "local_files_only", "name_or_path")
 
 
-def export_onnx(*, model: Path, out: Path, precision: Precision, threads: int, graph: Path | None = None) -> OnnxFacts:
+def export_onnx(
+    *,
+    model: Path,
+    out: Path,
+    precision: Precision,
+    threads: int,
+    graph: Path | None = None,
+    codes: CodeSet | None = None,
+) -> OnnxFacts:
     """Write the Hugging Face folder `model` to `out` as a folder that onnxruntime-genai loads.
 
     It holds model.onnx with one data file, genai_config.json, tokenizer.json, tokenizer_config.json (with the chat
     template, also in chat_template.jinja). The graph is the builder's; int8 and int4 put block-quantized weights into
-    it. `graph` names an fp32 export of the same model made before: it is read instead of running the builder again.
-    Equal inputs give equal bytes. `out` appears whole or not at all. Returned: what the structural check counted.
+    it, those of `codes` where other formats share them. `graph` names an fp32 export of the same model made before: it
+    is read instead of running the builder again. Equal inputs give equal bytes. `out` appears whole or not at all.
+    Returned: what the structural check counted.
 
     Raises:
         StageError: the builder failed, or a matrix could not be encoded.
@@ -45,7 +55,7 @@ def export_onnx(*, model: Path, out: Path, precision: Precision, threads: int, g
         if precision == "fp32":
             _move_weights(source, folder, keep=graph is not None)
         else:
-            _quantize(source / "model.onnx", folder / "model.onnx", precision)
+            _quantize(source / "model.onnx", folder / "model.onnx", precision, codes or CodeSet())
         _finish_configs(folder)
         return check_onnx(folder)
 
@@ -74,10 +84,12 @@ def _move_weights(source: Path, folder: Path, *, keep: bool) -> None:
             os.replace(source / name, folder / name)
 
 
-def _quantize(source: Path, out: Path, precision: str) -> None:
+def _quantize(source: Path, out: Path, precision: str, codes: CodeSet) -> None:
     bits, head_bits = _BITS[precision]
     try:
-        quantize_graph(source=source, out=out, bits=bits, head_bits=head_bits, accuracy_level=_ACCURACY_LEVEL)
+        quantize_graph(
+            source=source, out=out, bits=bits, head_bits=head_bits, accuracy_level=_ACCURACY_LEVEL, codes=codes
+        )
     except ValueError as e:
         raise StageError(f"the {precision} ONNX weights could not be made from {source}: {e}") from None
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from edgedistill.quant.blocks import BLOCK, Blocks, encode_blocks
+from edgedistill.quant.blocks import BLOCK, Blocks
+from edgedistill.quant.codes import CodeSet
 
 # Tensors below this stay in the protobuf; a page each in the data file would cost more than they hold.
 EXTERNAL_BYTES = 1024
@@ -20,11 +21,12 @@ ALIGNMENT = 64
 _ZERO_POINT = {4: 8, 8: 128}
 
 
-def quantize_graph(*, source: Path, out: Path, bits: int, head_bits: int, accuracy_level: int) -> None:
+def quantize_graph(*, source: Path, out: Path, bits: int, head_bits: int, accuracy_level: int, codes: CodeSet) -> None:
     """Write `source` (a float `model.onnx`) to `out` with `MatMulNBits` and `GatherBlockQuantized` weights.
 
-    Every constant matrix is encoded once: those of the layers with `bits`, the head and the embedding with `head_bits`.
-    A tied embedding reads the head's codes; a matrix whose width is no multiple of the block stays float.
+    Every constant matrix gets its codes of `codes`: those of the layers on the grid of `bits`, the head and the
+    embedding on that of `head_bits`. A tied embedding reads the head's codes; a matrix whose width is no multiple of
+    the block stays float.
     `accuracy_level` 4 lets kernels round activations to int8, 1 forbids it.
     Operators: onnxruntime's `com.microsoft` domain, version 1.
     """
@@ -53,7 +55,7 @@ def quantize_graph(*, source: Path, out: Path, bits: int, head_bits: int, accura
             nodes.append(node)
             continue
         if name not in encoded:
-            encoded[name] = encode_blocks(rows, bits=head_bits if wide else bits)
+            encoded[name] = codes.blocks(rows, grid=f"Q{head_bits if wide else bits}_0")
         blocks = encoded[name]
         matmul = node.op_type == "MatMul"
         nodes.append(_matmul(node, name, blocks, accuracy_level) if matmul else _gather(node, name, blocks))
@@ -75,11 +77,11 @@ def _matmul(node: onnx.NodeProto, name: str, blocks: Blocks, accuracy_level: int
         "MatMulNBits",
         [node.input[0], f"{name}_codes", f"{name}_scales"],
         list(node.output),
-        name=f"{node.name}_Q{blocks.bits}",
+        name=f"{node.name}_Q{blocks.grid.bits}",
         domain="com.microsoft",
         K=count * BLOCK,
         N=rows,
-        bits=blocks.bits,
+        bits=blocks.grid.bits,
         block_size=BLOCK,
         accuracy_level=accuracy_level,
     )
@@ -90,9 +92,9 @@ def _gather(node: onnx.NodeProto, name: str, blocks: Blocks) -> onnx.NodeProto:
         "GatherBlockQuantized",
         [f"{name}_table", node.input[1], f"{name}_scales"],
         list(node.output),
-        name=f"{node.name}_Q{blocks.bits}",
+        name=f"{node.name}_Q{blocks.grid.bits}",
         domain="com.microsoft",
-        bits=blocks.bits,
+        bits=blocks.grid.bits,
         block_size=BLOCK,
         gather_axis=0,
         quantize_axis=1,
@@ -133,5 +135,5 @@ def _save(model: onnx.ModelProto, out: Path) -> None:
 
 def pack_codes(blocks: Blocks) -> NDArray[np.uint8]:
     """Codes as `MatMulNBits` stores them: `[rows, blocks, bytes]`, unsigned, two 4-bit codes a byte, low half first."""
-    stored = (blocks.codes.astype(np.int16) + _ZERO_POINT[blocks.bits]).astype(np.uint8)
-    return stored if blocks.bits == 8 else stored[..., 0::2] | (stored[..., 1::2] << 4)
+    stored = (blocks.codes.astype(np.int16) + _ZERO_POINT[blocks.grid.bits]).astype(np.uint8)
+    return stored if blocks.grid.bits == 8 else stored[..., 0::2] | (stored[..., 1::2] << 4)

@@ -51,11 +51,14 @@ def quantize_gguf(*, source: Path, out: Path, scheme: str, threads: int) -> None
             raise StageError(f"llama.cpp could not quantize {source} to {scheme}: {why()}; export it as f16 instead")
 
 
-def weight_figures(path: Path, *, scheme: str) -> WeightFigures:
-    """Count weights, bits and fallbacks of a GGUF file written for `scheme`; rope factors are no weights."""
+def weight_figures(path: Path, *, scheme: str, meant: frozenset[str] | None = None) -> WeightFigures:
+    """Count weights, bits and fallbacks of a GGUF file written for `scheme`; rope factors are no weights.
+
+    `meant` are the types its matrices were to have, where they are not those that llama.cpp gives them.
+    """
     tensors = [tensor for name, tensor in read_gguf(path).tensors.items() if name != ROPE_FACTORS]
     count = sum(prod(tensor.shape) for tensor in tensors)
-    meant = SCHEMES[scheme][1]
+    meant = meant or SCHEMES[scheme][1]
     fallback = sum(len(t.shape) > 1 and TENSOR_TYPES[t.type_id][0] not in meant for t in tensors)
     return WeightFigures(
         parameters=count,

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from edgedistill.export.onnx_check import OnnxFacts
     from edgedistill.export.parity import Prediction
     from edgedistill.export.quantize import WeightFigures
+    from edgedistill.quant.codes import CodeSet
 
 PROBES = 400  # strings each variant is tokenized on; the tests use thousands
+TABLE_GRID = "Q8_0"  # of embedding and head, which cost most when they err, in every quantized variant of both formats
 ENTRIES = {"gguf": "model.gguf", "onnx": "model.onnx"}
 
 
@@ -50,11 +52,14 @@ def run(context: StageContext) -> None:
         InputError: the student or the teacher cannot be exported in a wanted format.
         StageError: a conversion failed, or an artifact is not equal to its source; nothing of it is left.
     """
+    from edgedistill.quant.codes import CodeSet
+
     recipe = context.recipe
     threads = recipe.threads or usable_cores()
     orders = _orders(context)
     records = _records(context)
     sources: dict[Path, Source] = {}
+    codes = CodeSet()
     for number, order in enumerate(orders):
         context.report.progress(number, len(orders), "variants", building=order.variant)
         artifact = _finished(context.folder / order.variant)
@@ -62,7 +67,7 @@ def run(context: StageContext) -> None:
             if order.source not in sources:
                 texts = _texts(order.source, records, override=recipe.task.chat_template)
                 sources = {order.source: _source(order.source, texts=texts, threads=threads)}
-            artifact = _build(order, source=sources[order.source], context=context, threads=threads)
+            artifact = _build(order, source=sources[order.source], context=context, threads=threads, codes=codes)
         context.figures[order.variant] = _headline(artifact)
         context.report.note(_sentence(artifact))
     shutil.rmtree(_work(context), ignore_errors=True)
@@ -120,14 +125,14 @@ def _source(folder: Path, *, texts: list[list[int]], threads: int) -> Source:
     return Source(digest=digest, predictions=predict(model=folder, texts=texts, threads=threads))
 
 
-def _build(order: Order, *, source: Source, context: StageContext, threads: int) -> Artifact:
+def _build(order: Order, *, source: Source, context: StageContext, threads: int, codes: CodeSet) -> Artifact:
     from edgedistill.export.companions import write_companions
     from edgedistill.export.parity import check_parity
 
     entry = ENTRIES[order.form]
     with atomic_folder(context.folder / order.variant) as folder:
         make = _make_gguf if order.form == "gguf" else _make_onnx
-        weights = make(order, folder=folder, context=context, threads=threads)
+        weights = make(order, folder=folder, context=context, threads=threads, codes=codes)
         write_companions(model=order.source, folder=folder, entry=entry)
         parity = check_parity(
             folder=folder,
@@ -157,24 +162,28 @@ def _work(context: StageContext) -> Path:
     return context.folder / ".work.tmp"
 
 
-def _make_gguf(order: Order, *, folder: Path, context: StageContext, threads: int) -> dict[str, Any]:
-    from edgedistill.export.gguf import export_gguf_f16
+def _make_gguf(order: Order, *, folder: Path, context: StageContext, threads: int, codes: CodeSet) -> dict[str, Any]:
+    """The student's matrices are those of the code set; the teacher's are llama.cpp's own, what one would ship now."""
+    from edgedistill.export.gguf import Coding, export_gguf_codes, export_gguf_f16
     from edgedistill.export.quantize import quantize_gguf, weight_figures
 
-    teacher = order.variant.startswith("teacher-")
-    half = _work(context) / ("teacher.gguf" if teacher else "student.gguf")
-    out = folder / ENTRIES["gguf"]
-    if not half.is_file():
-        name = context.recipe.name
-        export_gguf_f16(model=order.source, out=half, name=f"{name} teacher" if teacher else name)
-    if order.precision == "f16":
-        shutil.copyfile(half, out)
-    else:
-        quantize_gguf(source=half, out=out, scheme=order.precision.upper(), threads=threads)
-    return _weights(weight_figures(out, scheme=order.precision.upper()))
+    out, name, scheme = folder / ENTRIES["gguf"], context.recipe.name, order.precision.upper()
+    if order.variant.startswith("teacher-"):
+        half = out if scheme == "F16" else _work(context) / "teacher.gguf"
+        if half == out or not half.is_file():
+            export_gguf_f16(model=order.source, out=half, name=f"{name} teacher")
+        if half != out:
+            quantize_gguf(source=half, out=out, scheme=scheme, threads=threads)
+        return _weights(weight_figures(out, scheme=scheme))
+    if scheme == "F16":
+        export_gguf_f16(model=order.source, out=out, name=name)
+        return _weights(weight_figures(out, scheme=scheme))
+    coding = Coding(layers=scheme, table=TABLE_GRID, codes=codes)
+    export_gguf_codes(model=order.source, out=out, coding=coding, name=name)
+    return _weights(weight_figures(out, scheme=scheme, meant=frozenset({coding.layers, coding.table})))
 
 
-def _make_onnx(order: Order, *, folder: Path, context: StageContext, threads: int) -> dict[str, Any]:
+def _make_onnx(order: Order, *, folder: Path, context: StageContext, threads: int, codes: CodeSet) -> dict[str, Any]:
     from edgedistill.export.onnx import export_onnx
 
     graph = context.folder / "onnx-fp32"
@@ -182,7 +191,9 @@ def _make_onnx(order: Order, *, folder: Path, context: StageContext, threads: in
         graph = _work(context) / "onnx-fp32"
         if not graph.is_dir():
             export_onnx(model=order.source, out=graph, precision="fp32", threads=threads)
-    facts = export_onnx(model=order.source, out=folder, precision=order.precision, threads=threads, graph=graph)
+    facts = export_onnx(
+        model=order.source, out=folder, precision=order.precision, threads=threads, graph=graph, codes=codes
+    )
     (folder / "artifact.json").unlink(missing_ok=True)  # came along with the graph
     return _weights(facts)
 

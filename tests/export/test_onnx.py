@@ -24,6 +24,7 @@ from edgedistill.export.onnx_check import check_onnx
 from edgedistill.export.onnx_graph import telling_line
 from edgedistill.export.onnx_quantize import quantize_graph
 from edgedistill.quant.blocks import decode_blocks, encode_blocks
+from edgedistill.quant.codes import CodeSet
 
 IDS = [1, 30, 45, 200, 7, 99, 310, 64, 2, 17]
 
@@ -56,7 +57,7 @@ def torch_logits(folder: Path, *, bits: int | None = None, head_bits: int = 8) -
         for name, weight in model.named_parameters():
             if weight.ndim == 2:
                 wide = "embed_tokens" in name
-                blocks = encode_blocks(weight.detach().numpy(), bits=head_bits if wide else bits)
+                blocks = encode_blocks(weight.detach().numpy(), grid=f"Q{head_bits if wide else bits}_0")
                 weight.data = torch.from_numpy(decode_blocks(blocks))
     with torch.no_grad():
         return model(torch.tensor([IDS])).logits[0].numpy()
@@ -75,7 +76,12 @@ def test_kernels_read_the_codes_as_the_grid_means_them(
     folders: dict[str, Path], tiny_llama: Path, tmp_path: Path, bits: int
 ) -> None:
     quantize_graph(
-        source=folders["fp32"] / "model.onnx", out=tmp_path / "model.onnx", bits=bits, head_bits=8, accuracy_level=1
+        source=folders["fp32"] / "model.onnx",
+        out=tmp_path / "model.onnx",
+        bits=bits,
+        head_bits=8,
+        accuracy_level=1,
+        codes=CodeSet(),
     )
     assert np.abs(onnx_logits(tmp_path / "model.onnx", IDS) - torch_logits(tiny_llama, bits=bits)).max() < 1e-3
 

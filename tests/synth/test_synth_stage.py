@@ -125,10 +125,11 @@ def counted(asked: list[int]) -> Any:
 
 
 def test_json_tasks_reject_what_breaks_the_schema(run: Path) -> None:
-    with pytest.raises(StageError, match=r"all 24 answers of the teacher were rejected .*not-json"):
+    with pytest.raises(StageError, match=r"all 24 answers of the teacher were rejected \("):
         do(run, "synth", task={"answer": "json", "answer_schema": {"type": "object"}, "max_new_tokens": 12})
     rejected = read_jsonl(run / FOLDERS["synth"] / "rejected.jsonl")
-    assert len(rejected) == 24 and {row["reason"] for row in rejected} <= {"not-json", "truncated", "empty"}
+    reasons = {row["reason"] for row in rejected}
+    assert len(rejected) == 24 and "not-json" in reasons and reasons <= {"not-json", "truncated", "empty"}
 
 
 def test_what_is_missing_or_contradicts_is_said_before_the_teacher_is_asked(run: Path) -> None:
