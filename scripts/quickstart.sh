@@ -5,4 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh
 prepare
+echo "edgedistill is in .venv; to call it by its name: . .venv/bin/activate" >&2
 exec .venv/bin/edgedistill run quickstart "$@"

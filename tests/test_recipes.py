@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgedistill.core.errors import InputError
-from edgedistill.core.recipe import load_recipe, shipped_recipes
+from edgedistill.core.recipe import find_recipe, load_recipe, shipped_recipes
 from edgedistill.core.target import all_targets, load_target
 
 
@@ -100,3 +101,13 @@ def test_a_wrong_value_is_named_with_the_nearest_right_one(override: str, senten
     with pytest.raises(InputError) as caught:
         load_recipe(shipped_recipes()["quickstart"], (override,))
     assert sentence in str(caught.value)
+
+
+def test_no_prompt_of_the_quickstart_ends_with_what_ends_an_answer() -> None:
+    """llama-cpp-python's chat stops before its first token, and onnxruntime-genai masks the token as padding."""
+    template = load_recipe(find_recipe("quickstart")).task.chat_template
+    messages = [{"role": "user", "content": "hi"}]
+    rendered = ImmutableSandboxedEnvironment().from_string(template)
+    assert rendered.render(messages=messages, add_generation_prompt=True) == "<|im_start|>hi<|im_start|>"
+    messages += [{"role": "assistant", "content": "ho"}]
+    assert rendered.render(messages=messages) == "<|im_start|>hi<|im_start|>ho<|im_end|>"

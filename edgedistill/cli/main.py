@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -77,9 +78,22 @@ Summary = Annotated[
 ]  # fmt: skip
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"edgedistill {version('edgedistill')}")
+        raise typer.Exit
+
+
 @app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
-    # Read by main() before parsing, so that it may stand anywhere; declared here for --help.
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    # --debug is read by main() before parsing, so that it may stand anywhere; declared here for --help.
     pass
 
 
@@ -260,7 +274,7 @@ def main() -> None:
 
 def _fail(sentence: str, code: int, *, debug: bool = False) -> None:
     if debug:
-        raise
+        traceback.print_exc()
     typer.echo(f"edgedistill: {sentence}", err=True)
     sys.exit(code)
 

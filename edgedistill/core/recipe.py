@@ -261,6 +261,8 @@ def find_recipe(reference: str) -> Path:
             raise InputError(f"expected a recipe at {path}, found no such file")
         return path
     shipped = shipped_recipes()
+    if reference not in shipped and ("/" in reference or path.suffix):
+        raise InputError(f"expected a recipe, a run's folder or a model at {reference}, found none there")
     if reference not in shipped:
         raise InputError(f"expected a recipe file or name, found {reference!r}{did_you_mean(reference, shipped)}")
     return shipped[reference]

@@ -15,6 +15,7 @@ from edgedistill.export.onnx_check import OnnxFacts, check_onnx
 from edgedistill.export.onnx_graph import build_graph
 from edgedistill.export.onnx_quantize import quantize_graph
 from edgedistill.quant.codes import CodeSet
+from edgedistill.runtimes.chat import encode, load_tokenizer
 
 Precision = Literal["fp32", "int8", "int4"]
 
@@ -105,4 +106,20 @@ def _finish_configs(folder: Path) -> None:
     place = folder / "genai_config.json"
     config: dict[str, Any] = read_json(place)
     config["search"]["do_sample"] = False
+    config["model"]["pad_token_id"] = _padding_id(folder, config["model"]["pad_token_id"])
     write_json(place, config)
+
+
+def _padding_id(folder: Path, found: int) -> int:
+    """`found`, or where chats hold that id the first special one that they do not.
+
+    onnxruntime-genai masks every pad id in a prompt, and many chat models pad with the id that ends each turn.
+    """
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.chat_template is None:
+        return found
+    chat = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    used = set(encode(tokenizer, text))
+    free = [i for i in (found, *sorted(tokenizer.added_tokens_decoder)) if i not in used]
+    return free[0] if free else found

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgedistill.core.artifact import Manifest, list_files, load_artifact
 from edgedistill.core.budget import Verdict
+from edgedistill.core.errors import InputError
 from edgedistill.core.files import atomic_folder, digest_of, sha256_file, write_json, write_text
 from edgedistill.core.host import host_id, now
 from edgedistill.core.runfolder import StageContext
@@ -36,13 +37,18 @@ def run(context: StageContext) -> None:
     A verdict that is no pass is a result of this stage, not a failure of it.
 
     Raises:
-        InputError: a file of measurements or quality is damaged.
+        InputError: a file of measurements or quality is damaged, or a baseline is named that no budget would miss and
+            that is none.
     """
     from edgedistill.gate.report import render_report
 
     recipe, folder = context.recipe, context.folder
     release = recipe.export.release
     data = replace(read_run(context.run, host_id=host_id()), previous=read_baseline(recipe.gate.baseline))
+    if recipe.gate.baseline and not any(budget.against == "previous" for budget in recipe.budget.values()):
+        if isinstance(data.previous, str):
+            raise InputError(f"expected a baseline to compare with, found none: {data.previous}")
+        context.report.note('no budget has against = "previous": nothing is compared with the baseline')
     manifests = read_manifests(context.run)
     budgets = {name: budget.model_dump(mode="json") for name, budget in recipe.budget.items()}
     inputs = {"budgets": digest_of(budgets)} | {m.stage: m.output_digest for _, m in manifests}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,10 @@ def test_each_command_has_help_and_says_what_its_options_do(command: str) -> Non
     assert all(len(line.split("  ")) > 1 for line in options)
 
 
+def test_version_is_the_package_s() -> None:
+    assert call("--version").stdout == f"edgedistill {version('edgedistill')}\n"
+
+
 def test_help_is_quick() -> None:
     best = 9.0
     for _ in range(5):
@@ -68,6 +73,8 @@ def test_help_is_quick() -> None:
         (["gate", "quickstart"], 4, "gate needs what comes before it done, found: data is todo (never run)"),
         (["run", "quickstart", "--runs-dir", "/dev/null"], 4, "Not a directory; make room or give access"),
         (["report", "quickstart"], 4, "gate needs what comes before it done"),
+        (["bench", "none.gguf"], 2, "expected a recipe, a run's folder or a model at none.gguf, found none there"),
+        (["gate", "runs/nope"], 2, "expected a recipe, a run's folder or a model at runs/nope, found none there"),
     ],
 )
 def test_an_error_is_one_sentence_and_an_exit_code(
@@ -79,7 +86,8 @@ def test_an_error_is_one_sentence_and_an_exit_code(
     assert sentence in done.stderr.partition("edgedistill: ")[2]
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir()), "a refused command wrote something"
-    assert "Traceback" in call(*arguments, "--debug").stderr
+    traced = call(*arguments, "--debug")
+    assert "Traceback" in traced.stderr and traced.returncode == code
 
 
 def test_plan_and_status_speak_json(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from edgedistill.core.errors import MissingError, StageError
+from edgedistill.core.files import read_json
 from edgedistill.export import onnx_graph
 from edgedistill.export.onnx import export_onnx
 from edgedistill.export.onnx_check import check_onnx
@@ -25,6 +26,7 @@ from edgedistill.export.onnx_graph import telling_line
 from edgedistill.export.onnx_quantize import quantize_graph
 from edgedistill.quant.blocks import decode_blocks, encode_blocks
 from edgedistill.quant.codes import CodeSet
+from edgedistill.runtimes.chat import encode, load_tokenizer
 
 IDS = [1, 30, 45, 200, 7, 99, 310, 64, 2, 17]
 
@@ -129,6 +131,15 @@ def test_a_folder_is_complete_and_loads_elsewhere_in_a_fresh_process(
     wanted = model.generate(torch.tensor([prompt]), max_length=20, do_sample=False)[0].tolist()
     found = json.loads(done.stdout)
     assert found == wanted[: len(found)] and len(found) >= len(wanted) - 1
+
+
+def test_no_token_of_a_chat_is_the_padding(folders: dict[str, Path]) -> None:
+    """onnxruntime-genai leaves every pad id of a prompt out."""
+    tokenizer = load_tokenizer(folders["int8"])
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    used = encode(tokenizer, tokenizer.apply_chat_template(chat, tokenize=False))
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in used
+    assert read_json(folders["int8"] / "genai_config.json")["model"]["pad_token_id"] not in used
 
 
 def test_the_same_model_gives_the_same_bytes(folders: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:

@@ -79,6 +79,17 @@ def test_without_a_pass_there_is_no_release(
     assert len(notes) == 1 + len(verdict(folder).checks)
 
 
+def test_a_baseline_that_is_named_must_be_one_even_if_no_budget_asks(
+    run: Path, recipe: MakeRecipe, run_gate: Gate, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"expected a baseline to compare with, found none: .*nope\.json is missing"):
+        run_gate(run, recipe(gate={"baseline": str(tmp_path / "nope.json")}))
+    folder, _ = run_gate(run, recipe())
+    saved = shutil.copy(folder / "baseline.json", tmp_path / "saved.json")
+    _, notes = run_gate(run, recipe(gate={"baseline": str(saved)}))
+    assert notes[0] == 'no budget has against = "previous": nothing is compared with the baseline'
+
+
 def test_an_artifact_that_no_budget_applies_to_is_not_released(run: Path, recipe: MakeRecipe, run_gate: Gate) -> None:
     budgets = {"size": {"metric": "artifact_bytes", "max_ratio": 0.1, "artifacts": ["gguf-q4_0"]}}
     folder, notes = run_gate(run, recipe(budgets))
