@@ -60,6 +60,8 @@ def run(context: StageContext) -> None:
     records = _records(context)
     sources: dict[Path, Source] = {}
     codes = CodeSet()
+    if said := _ended_prompt(context.folder_of("train") / "student", override=recipe.task.chat_template):
+        context.report.note(said)
     for number, order in enumerate(orders):
         context.report.progress(number, len(orders), "variants", building=order.variant)
         artifact = _finished(context.folder / order.variant)
@@ -105,6 +107,22 @@ def _texts(source: Path, records: Sequence[TeacherRecord], *, override: str | No
         chat.encode(tokenizer, chat.render(tokenizer, record.messages, template=template) + record.answer)
         for record in records
     ]
+
+
+def _ended_prompt(folder: Path, *, override: str | None) -> str | None:
+    """What to say where prompts end with an end-of-generation token, at which some programs stop at once."""
+    from edgedistill.core.records import Message
+    from edgedistill.runtimes import chat
+
+    tokenizer = chat.load_tokenizer(folder)
+    text = chat.render(tokenizer, [Message(role="user", content="a")], template=chat.template_of(tokenizer, override))
+    last = chat.encode(tokenizer, text)[-1:]
+    if not set(last) & set(chat.end_ids(folder)):
+        return None
+    return (
+        f"the chat template ends prompts with {tokenizer.decode(last)}, which also ends answers: llama-cpp-python's "
+        "chat answers nothing then; let task.chat_template end prompts with another token"
+    )
 
 
 def _finished(folder: Path) -> Artifact | None:

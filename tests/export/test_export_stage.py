@@ -240,6 +240,15 @@ def test_broken_onnx_fails_and_leaves_nothing(
     assert not (context.folder / "onnx-int8").exists()
 
 
+def test_prompts_that_end_with_what_ends_answers_are_noted(run_folder: Path) -> None:
+    student = run_folder / "20-train" / "student"
+    ended = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    assert "ends prompts with <|im_end|>, which also ends answers" in (
+        stage._ended_prompt(student, override=ended) or ""
+    )
+    assert stage._ended_prompt(student, override=None) is None
+
+
 def test_without_records_it_says_what_to_run(run_folder: Path) -> None:
     shutil.rmtree(run_folder / "10-synth")
     with pytest.raises(StageError, match=r"expected the teacher's records in .*, found none; run synth first"):
