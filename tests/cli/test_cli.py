@@ -158,7 +158,8 @@ def test_a_closed_pipe_is_no_error() -> None:
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     """A run whose first stage hangs is interrupted as a terminal does it: the whole process group."""
     code = (
-        "import pytest, sys, test_plan; from edgedistill.cli import main\n"
+        "import pytest, signal, sys, test_plan; from edgedistill.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "test_plan.use(pytest.MonkeyPatch(), data='hang')\n"
         f"sys.argv = ['edgedistill', 'run', 'quickstart', '--runs-dir', {str(tmp_path)!r}]\n"
         "main.main()"
