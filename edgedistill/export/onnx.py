@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgedistill.core.errors import StageError
 from edgedistill.core.files import atomic_folder, read_json, write_json
@@ -17,10 +17,6 @@ from edgedistill.export.onnx_quantize import quantize_graph
 from edgedistill.quant.codes import CodeSet
 from edgedistill.runtimes.chat import encode, load_tokenizer
 
-Precision = Literal["fp32", "int8", "int4"]
-
-# Bits of the layers' matrices, and of the table that embedding and head share.
-_BITS: dict[str, tuple[int, int]] = {"int8": (8, 8), "int4": (4, 8)}
 # 4: kernels may round activations to int8.
 _ACCURACY_LEVEL = 4
 # What the builder's tokenizer writer notes about how it was called, not about the tokenizer.
@@ -31,7 +27,6 @@ def export_onnx(
     *,
     model: Path,
     out: Path,
-    precision: Precision,
     threads: int,
     graph: Path | None = None,
     codes: CodeSet | None = None,
@@ -39,8 +34,8 @@ def export_onnx(
     """Write the Hugging Face folder `model` to `out` as a folder that onnxruntime-genai loads.
 
     It holds model.onnx with one data file, genai_config.json, tokenizer.json, tokenizer_config.json (with the chat
-    template, also in chat_template.jinja). The graph is the builder's; int8 and int4 put block-quantized weights into
-    it, those of `codes` where other formats share them. `graph` names an fp32 export of the same model made before: it
+    template, also in chat_template.jinja). The graph is the builder's, in float32, or with the block-quantized weights
+    of `codes` put into it. `graph` names an fp32 export of the same model made before: it
     is read instead of running the builder again. Equal inputs give equal bytes. `out` appears whole or not at all.
     Returned: what the structural check counted.
 
@@ -53,10 +48,10 @@ def export_onnx(
         for path in sorted(source.iterdir()):
             if not path.name.startswith("model.onnx") and path.name != "artifact.json":
                 shutil.copyfile(path, folder / path.name)
-        if precision == "fp32":
+        if codes is None:
             _move_weights(source, folder, keep=graph is not None)
         else:
-            _quantize(source / "model.onnx", folder / "model.onnx", precision, codes or CodeSet())
+            _quantize(source / "model.onnx", folder / "model.onnx", codes)
         _finish_configs(folder)
         return check_onnx(folder)
 
@@ -85,14 +80,11 @@ def _move_weights(source: Path, folder: Path, *, keep: bool) -> None:
             os.replace(source / name, folder / name)
 
 
-def _quantize(source: Path, out: Path, precision: str, codes: CodeSet) -> None:
-    bits, head_bits = _BITS[precision]
+def _quantize(source: Path, out: Path, codes: CodeSet) -> None:
     try:
-        quantize_graph(
-            source=source, out=out, bits=bits, head_bits=head_bits, accuracy_level=_ACCURACY_LEVEL, codes=codes
-        )
+        quantize_graph(source=source, out=out, accuracy_level=_ACCURACY_LEVEL, codes=codes)
     except ValueError as e:
-        raise StageError(f"the {precision} ONNX weights could not be made from {source}: {e}") from None
+        raise StageError(f"the quantized ONNX weights could not be made from {source}: {e}") from None
 
 
 def _finish_configs(folder: Path) -> None:

@@ -13,6 +13,7 @@ from onnx.external_data_helper import set_external_data
 
 from edgedistill.quant.blocks import BLOCK, Blocks
 from edgedistill.quant.codes import CodeSet
+from edgedistill.quant.plan import HEAD
 
 # Tensors below this stay in the protobuf; a page each in the data file would cost more than they hold.
 EXTERNAL_BYTES = 1024
@@ -21,12 +22,11 @@ ALIGNMENT = 64
 _ZERO_POINT = {4: 8, 8: 128}
 
 
-def quantize_graph(*, source: Path, out: Path, bits: int, head_bits: int, accuracy_level: int, codes: CodeSet) -> None:
+def quantize_graph(*, source: Path, out: Path, accuracy_level: int, codes: CodeSet) -> None:
     """Write `source` (a float `model.onnx`) to `out` with `MatMulNBits` and `GatherBlockQuantized` weights.
 
-    Every constant matrix gets its codes of `codes`: those of the layers on the grid of `bits`, the head and the
-    embedding on that of `head_bits`. A tied embedding reads the head's codes; a matrix whose width is no multiple of
-    the block stays float.
+    Every constant matrix gets its codes of `codes`. A tied embedding reads the head's; a matrix whose width is no
+    multiple of the block stays float.
     `accuracy_level` 4 lets kernels round activations to int8, 1 forbids it.
     Operators: onnxruntime's `com.microsoft` domain, version 1.
     """
@@ -55,7 +55,7 @@ def quantize_graph(*, source: Path, out: Path, bits: int, head_bits: int, accura
             nodes.append(node)
             continue
         if name not in encoded:
-            encoded[name] = codes.blocks(rows, grid=f"Q{head_bits if wide else bits}_0")
+            encoded[name] = codes.blocks(HEAD if wide else name, rows)
         blocks = encoded[name]
         matmul = node.op_type == "MatMul"
         nodes.append(_matmul(node, name, blocks, accuracy_level) if matmul else _gather(node, name, blocks))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PROBES = 400  # strings each variant is tokenized on; the tests use thousands
 TABLE_GRID = "Q8_0"  # of embedding and head, which cost most when they err, in every quantized variant of both formats
+GRIDS = {"q8_0": "Q8_0", "int8": "Q8_0", "q4_0": "Q4_0", "int4": "Q4_0"}  # of the layers; both formats' names for one
 ENTRIES = {"gguf": "model.gguf", "onnx": "model.onnx"}
 
 
@@ -53,13 +54,14 @@ def run(context: StageContext) -> None:
         StageError: a conversion failed, or an artifact is not equal to its source; nothing of it is left.
     """
     from edgedistill.quant.codes import CodeSet
+    from edgedistill.quant.plan import Plan
 
     recipe = context.recipe
     threads = recipe.threads or usable_cores()
     orders = _orders(context)
     records = _records(context)
     sources: dict[Path, Source] = {}
-    codes = CodeSet()
+    codes = {grid: CodeSet(Plan(layers=grid, table=TABLE_GRID)) for grid in set(GRIDS.values())}
     if said := _ended_prompt(context.folder_of("train") / "student", override=recipe.task.chat_template):
         context.report.note(said)
     for number, order in enumerate(orders):
@@ -69,7 +71,13 @@ def run(context: StageContext) -> None:
             if order.source not in sources:
                 texts = _texts(order.source, records, override=recipe.task.chat_template)
                 sources = {order.source: _source(order.source, texts=texts, threads=threads)}
-            artifact = _build(order, source=sources[order.source], context=context, threads=threads, codes=codes)
+            artifact = _build(
+                order,
+                source=sources[order.source],
+                context=context,
+                threads=threads,
+                codes=codes.get(GRIDS.get(order.precision)),
+            )
         context.figures[order.variant] = _headline(artifact)
         context.report.note(_sentence(artifact))
     shutil.rmtree(_work(context), ignore_errors=True)
@@ -143,7 +151,7 @@ def _source(folder: Path, *, texts: list[list[int]], threads: int) -> Source:
     return Source(digest=digest, predictions=predict(model=folder, texts=texts, threads=threads))
 
 
-def _build(order: Order, *, source: Source, context: StageContext, threads: int, codes: CodeSet) -> Artifact:
+def _build(order: Order, *, source: Source, context: StageContext, threads: int, codes: CodeSet | None) -> Artifact:
     from edgedistill.export.companions import write_companions
     from edgedistill.export.parity import check_parity
 
@@ -180,9 +188,11 @@ def _work(context: StageContext) -> Path:
     return context.folder / ".work.tmp"
 
 
-def _make_gguf(order: Order, *, folder: Path, context: StageContext, threads: int, codes: CodeSet) -> dict[str, Any]:
+def _make_gguf(
+    order: Order, *, folder: Path, context: StageContext, threads: int, codes: CodeSet | None
+) -> dict[str, Any]:
     """The student's matrices are those of the code set; the teacher's are llama.cpp's own, what one would ship now."""
-    from edgedistill.export.gguf import Coding, export_gguf_codes, export_gguf_f16
+    from edgedistill.export.gguf import export_gguf_codes, export_gguf_f16
     from edgedistill.export.quantize import quantize_gguf, weight_figures
 
     out, name, scheme = folder / ENTRIES["gguf"], context.recipe.name, order.precision.upper()
@@ -193,25 +203,24 @@ def _make_gguf(order: Order, *, folder: Path, context: StageContext, threads: in
         if half != out:
             quantize_gguf(source=half, out=out, scheme=scheme, threads=threads)
         return _weights(weight_figures(out, scheme=scheme))
-    if scheme == "F16":
+    if codes is None:
         export_gguf_f16(model=order.source, out=out, name=name)
         return _weights(weight_figures(out, scheme=scheme))
-    coding = Coding(layers=scheme, table=TABLE_GRID, codes=codes)
-    export_gguf_codes(model=order.source, out=out, coding=coding, name=name)
-    return _weights(weight_figures(out, scheme=scheme, meant=frozenset({coding.layers, coding.table})))
+    export_gguf_codes(model=order.source, out=out, codes=codes, name=name)
+    return _weights(weight_figures(out, scheme=scheme, meant=codes.plan.grids))
 
 
-def _make_onnx(order: Order, *, folder: Path, context: StageContext, threads: int, codes: CodeSet) -> dict[str, Any]:
+def _make_onnx(
+    order: Order, *, folder: Path, context: StageContext, threads: int, codes: CodeSet | None
+) -> dict[str, Any]:
     from edgedistill.export.onnx import export_onnx
 
     graph = context.folder / "onnx-fp32"
     if order.precision == "fp32" or not graph.is_dir():
         graph = _work(context) / "onnx-fp32"
         if not graph.is_dir():
-            export_onnx(model=order.source, out=graph, precision="fp32", threads=threads)
-    facts = export_onnx(
-        model=order.source, out=folder, precision=order.precision, threads=threads, graph=graph, codes=codes
-    )
+            export_onnx(model=order.source, out=graph, threads=threads)
+    facts = export_onnx(model=order.source, out=folder, threads=threads, graph=graph, codes=codes)
     (folder / "artifact.json").unlink(missing_ok=True)  # came along with the graph
     return _weights(facts)
 

@@ -21,8 +21,9 @@ READ_AS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: file, stored type, shape, and its first byte."""
+    """Where a tensor lies: its name, file, stored type, shape, and its first byte."""
 
+    name: str
     path: Path
     dtype: str
     shape: tuple[int, ...]
@@ -62,6 +63,6 @@ def _stored_in(path: Path) -> dict[str, StoredTensor]:
                 "save the model unquantized"
             )
     return {
-        name: StoredTensor(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        name: StoredTensor(name, path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for name, entry in header.items()
     }

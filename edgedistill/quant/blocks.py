@@ -13,7 +13,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 32
+from edgedistill.quant.plan import BLOCK
+
 TINY = 1e-30  # weights below are zero on any grid: no half-precision scale is so small, and their inverse overflows
 
 

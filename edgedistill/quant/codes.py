@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import gguf
@@ -10,35 +11,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill.quant.blocks import BLOCK, Blocks, encode_blocks, grid_named, join_blocks, split_blocks
+from edgedistill.quant.plan import Plan
+from edgedistill.quant.search import search_blocks
 
 
 class CodeSet:
-    """Codes by the weights they stand for: whoever asks for the same row again gets the very same codes.
+    """A plan and the codes made from it: whoever asks for the same row again gets the very same codes.
 
     Formats name, order and stack their matrices in ways of their own (onnxruntime-genai's graphs hold query, key and
-    value as one); rows are what they share. Kept packed, as ggml stores them. Encoded as ggml's reference does: without
-    importances the least squared error (`search_blocks`) clips the largest weights, and on a student of the quickstart
-    that made the KLD of 4 bits three times as large.
+    value as one); rows are what they share. Kept packed, as ggml stores them.
+
+    `importances` are, by tensor, what each column's inputs weigh (`[columns]`, an imatrix's mean squares): such a
+    matrix is encoded by `search_blocks`. Every other is encoded as ggml's reference does: without importances the least
+    squared error clips the largest weights, and on a student of the quickstart that made the KLD of 4 bits three times
+    as large.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan, *, importances: Mapping[str, NDArray[Any]] | None = None) -> None:
+        self.plan = plan
+        self._importances = importances or {}
         self._stored: dict[tuple[str, bytes], bytes] = {}
 
     def __len__(self) -> int:
         return len(self._stored)
 
-    def blocks(self, weights: NDArray[Any], *, grid: str) -> Blocks:
-        """The codes of float32 `weights` `[rows, columns]` on `grid`.
+    def blocks(self, name: str, weights: NDArray[Any]) -> Blocks:
+        """The codes of float32 `weights` `[rows, columns]`, all or some rows of the tensor `name`, on its grid.
 
         Raises:
             ValueError: there is no such grid, the columns do not fill blocks, or a weight is not finite.
         """
+        grid = self.plan.grid(name, weights.shape)
+        if grid is None:
+            raise ValueError(f"expected columns in multiples of {BLOCK}, found {weights.shape}")
         rows = np.ascontiguousarray(weights, dtype=np.float32)
         keys = [(grid, hashlib.sha256(row.data).digest()) for row in rows]
         new = [i for i, key in enumerate(keys) if key not in self._stored]
         if new:
-            encoded = join_blocks(encode_blocks(rows[new], grid=grid))
+            encoded = join_blocks(self._encoded(rows[new], grid=grid, importance=self._importances.get(name)))
             self._stored |= {keys[i]: row.tobytes() for i, row in zip(new, encoded, strict=True)}
         size = gguf.GGML_QUANT_SIZES[grid_named(grid).kind][1]
         stored = np.frombuffer(b"".join(self._stored[key] for key in keys), dtype=np.uint8)
         return split_blocks(stored.reshape(len(rows), rows.shape[1] // BLOCK, size), grid=grid)
+
+    def _encoded(self, rows: NDArray[Any], *, grid: str, importance: NDArray[Any] | None) -> Blocks:
+        if importance is None:
+            return encode_blocks(rows, grid=grid)
+        return search_blocks(rows, grid=grid, importance=importance)

@@ -34,7 +34,7 @@ def tiny_onnx(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     folder = tmp_path_factory.mktemp("bench-onnx") / "onnx"
     folder.mkdir()
-    export_onnx(model=tiny_llama, out=folder, precision="fp32", threads=1)
+    export_onnx(model=tiny_llama, out=folder, threads=1)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         if (tiny_llama / name).is_file():
             shutil.copy(tiny_llama / name, folder / name)

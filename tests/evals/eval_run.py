@@ -14,6 +14,8 @@ from edgedistill.core.files import write_json, write_jsonl
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.records import Message, Prompt
 from edgedistill.core.runfolder import StageContext
+from edgedistill.quant.codes import CodeSet
+from edgedistill.quant.plan import Plan
 
 ROOMS = ("kitchen", "bedroom", "hall", "attic", "cellar", "garage", "loft", "study")
 
@@ -121,6 +123,6 @@ def make_run(run: Path, *, untrained: Path) -> Path:
         export_gguf_f16(model=source, out=half)
         quantize_gguf(source=half, out=export / variant / "model.gguf", scheme="Q8_0", threads=1)
         write_artifact(export / variant, variant=variant, entry="model.gguf")
-    export_onnx(model=train / "student", out=export / "onnx-int8", precision="int8", threads=1)
+    export_onnx(model=train / "student", out=export / "onnx-int8", threads=1, codes=CodeSet(Plan("Q8_0", "Q8_0")))
     write_artifact(export / "onnx-int8", variant="onnx-int8", entry="model.onnx")
     return run

@@ -12,13 +12,14 @@ from export_builders import save_byte_level, save_llama
 from onnx import numpy_helper
 
 from edgedistill.core.errors import InputError
-from edgedistill.export.gguf import Coding, export_gguf_codes, export_gguf_f16
+from edgedistill.export.gguf import export_gguf_codes, export_gguf_f16
 from edgedistill.export.onnx import export_onnx
 from edgedistill.export.onnx_quantize import pack_codes
 from edgedistill.export.quantize import weight_figures
 from edgedistill.export.weights import stored_tensors
 from edgedistill.quant.blocks import Blocks, decode_blocks, split_blocks
 from edgedistill.quant.codes import CodeSet
+from edgedistill.quant.plan import Plan
 
 HF = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
       "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
@@ -28,12 +29,11 @@ HF = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "sel
 @pytest.fixture(scope="module", params=["Q4_0", "Q8_0"])
 def pair(request: pytest.FixtureRequest, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory):
     """Both files of one code set: (scheme, gguf file, onnx folder, code set)."""
-    root, codes = tmp_path_factory.mktemp("pair"), CodeSet()
+    root, codes = tmp_path_factory.mktemp("pair"), CodeSet(Plan(request.param, "Q8_0"))
     out = root / "model.gguf"
-    export_gguf_codes(model=tiny_llama, out=out, coding=Coding(request.param, "Q8_0", codes))
+    export_gguf_codes(model=tiny_llama, out=out, codes=codes)
     made = len(codes)
-    precision = {"Q4_0": "int4", "Q8_0": "int8"}[request.param]
-    export_onnx(model=tiny_llama, out=root / "onnx", precision=precision, threads=1, codes=codes)
+    export_onnx(model=tiny_llama, out=root / "onnx", threads=1, codes=codes)
     assert len(codes) == made, "the second format encoded a row anew"
     return request.param, out, root / "onnx", codes
 
@@ -49,7 +49,7 @@ def gguf_blocks(path: Path) -> dict[str, Blocks]:
 
 
 def test_every_row_of_the_graph_has_the_codes_of_the_file(pair, tiny_llama: Path) -> None:
-    scheme, path, folder, codes = pair
+    _, path, folder, code_set = pair
     graph = onnx.load(folder / "model.onnx").graph
     held = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     packed = [
@@ -61,7 +61,7 @@ def test_every_row_of_the_graph_has_the_codes_of_the_file(pair, tiny_llama: Path
     for name, found in gguf_blocks(path).items():
         table = name == "token_embd.weight"
         hf = "model.embed_tokens.weight" if table else _hf_name(name)
-        wanted = codes.blocks(tensors[hf].read(), grid="Q8_0" if table else scheme)
+        wanted = code_set.blocks(hf, tensors[hf].read())
         if "attn_q" not in name and "attn_k" not in name:  # their rows are reordered for llama.cpp
             assert np.array_equal(found.codes, wanted.codes) and np.array_equal(found.scales, wanted.scales)
         rows = zip(pack_codes(found), found.scales.astype(np.float32), strict=True)
@@ -94,7 +94,7 @@ def test_codes_decode_near_the_weights(pair, tiny_llama: Path) -> None:
 def test_a_width_that_fills_no_block_stays_f16(tmp_path: Path) -> None:
     save_byte_level(tmp_path, vocab=512)
     save_llama(tmp_path, rows=512, intermediate_size=80)
-    export_gguf_codes(model=tmp_path, out=tmp_path / "m.gguf", coding=Coding("Q4_0", "Q8_0", CodeSet()))
+    export_gguf_codes(model=tmp_path, out=tmp_path / "m.gguf", codes=CodeSet(Plan("Q4_0", "Q8_0")))
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     assert kinds["blk.0.ffn_down.weight"] == "F16" and kinds["blk.0.ffn_up.weight"] == "Q4_0"
     figures = weight_figures(tmp_path / "m.gguf", scheme="Q4_0", meant=frozenset({"Q4_0", "Q8_0"}))
@@ -111,8 +111,6 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = np.nan
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(
-        InputError, match=r"'blk\.1\.ffn_up\.weight' cannot be written as Q4_0: expected finite weights"
-    ):
-        export_gguf_codes(model=tmp_path, out=tmp_path / "m.gguf", coding=Coding("Q4_0", "Q8_0", CodeSet()))
+    with pytest.raises(InputError, match=r"'model\.layers\.1\.mlp\.up_proj\.weight' cannot be encoded: expected"):
+        export_gguf_codes(model=tmp_path, out=tmp_path / "m.gguf", codes=CodeSet(Plan("Q4_0", "Q8_0")))
     assert not (tmp_path / "m.gguf").exists()

@@ -26,6 +26,7 @@ from edgedistill.export.onnx_graph import telling_line
 from edgedistill.export.onnx_quantize import quantize_graph
 from edgedistill.quant.blocks import decode_blocks, encode_blocks
 from edgedistill.quant.codes import CodeSet
+from edgedistill.quant.plan import Plan
 from edgedistill.runtimes.chat import encode, load_tokenizer
 
 IDS = [1, 30, 45, 200, 7, 99, 310, 64, 2, 17]
@@ -36,9 +37,9 @@ def folders(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """The three precisions, the quantized ones made from the float graph."""
     root = tmp_path_factory.mktemp("onnx")
     made = {name: root / f"onnx-{name}" for name in ("fp32", "int8", "int4")}
-    export_onnx(model=tiny_llama, out=made["fp32"], precision="fp32", threads=1)
+    export_onnx(model=tiny_llama, out=made["fp32"], threads=1)
     for name in ("int8", "int4"):
-        export_onnx(model=tiny_llama, out=made[name], precision=name, threads=1, graph=made["fp32"])
+        export_onnx(model=tiny_llama, out=made[name], threads=1, graph=made["fp32"], codes=code_set(name))
     return made
 
 
@@ -65,6 +66,10 @@ def torch_logits(folder: Path, *, bits: int | None = None, head_bits: int = 8) -
         return model(torch.tensor([IDS])).logits[0].numpy()
 
 
+def code_set(name: str) -> CodeSet:
+    return CodeSet(Plan(f"Q{name[3:]}_0", "Q8_0"))
+
+
 def digests(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
@@ -80,10 +85,8 @@ def test_kernels_read_the_codes_as_the_grid_means_them(
     quantize_graph(
         source=folders["fp32"] / "model.onnx",
         out=tmp_path / "model.onnx",
-        bits=bits,
-        head_bits=8,
         accuracy_level=1,
-        codes=CodeSet(),
+        codes=CodeSet(Plan(f"Q{bits}_0", "Q8_0")),
     )
     assert np.abs(onnx_logits(tmp_path / "model.onnx", IDS) - torch_logits(tiny_llama, bits=bits)).max() < 1e-3
 
@@ -143,7 +146,7 @@ def test_no_token_of_a_chat_is_the_padding(folders: dict[str, Path]) -> None:
 
 
 def test_the_same_model_gives_the_same_bytes(folders: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
-    export_onnx(model=tiny_llama, out=tmp_path / "a" / "other", precision="int4", threads=2)
+    export_onnx(model=tiny_llama, out=tmp_path / "a" / "other", threads=2, codes=CodeSet(Plan("Q4_0", "Q8_0")))
     assert digests(tmp_path / "a" / "other") == digests(folders["int4"])
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["other"]
     for path in folders["fp32"].iterdir():
@@ -160,7 +163,7 @@ def test_an_old_folder_is_replaced_whole(folders: dict[str, Path], tiny_llama: P
     out = tmp_path / "onnx-int8"
     out.mkdir()
     (out / "model.onnx.data.old").write_bytes(b"stale")
-    export_onnx(model=tiny_llama, out=out, precision="int8", threads=1, graph=folders["fp32"])
+    export_onnx(model=tiny_llama, out=out, threads=1, graph=folders["fp32"], codes=CodeSet(Plan("Q8_0", "Q8_0")))
     assert digests(out) == digests(folders["int8"])
 
 
@@ -171,7 +174,7 @@ def test_a_model_the_builder_refuses_fails_in_one_sentence(tiny_llama: Path, tmp
     config |= {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(StageError, match=r"the ONNX model builder ended with status 1 on .*: NotImplementedError"):
-        export_onnx(model=model, out=tmp_path / "out" / "onnx-fp32", precision="fp32", threads=1)
+        export_onnx(model=model, out=tmp_path / "out" / "onnx-fp32", threads=1)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -180,7 +183,7 @@ def test_a_builder_that_is_not_installed_is_missing(
 ) -> None:
     monkeypatch.setattr(onnx_graph, "_BUILDER", "onnxruntime_genai_absent.builder")
     with pytest.raises(MissingError, match="needs a package that is absent"):
-        export_onnx(model=tiny_llama, out=tmp_path / "onnx-fp32", precision="fp32", threads=1)
+        export_onnx(model=tiny_llama, out=tmp_path / "onnx-fp32", threads=1)
 
 
 def test_weights_that_are_not_numbers_fail_the_stage(
@@ -191,8 +194,8 @@ def test_weights_that_are_not_numbers_fail_the_stage(
     data = bytearray((graph / "model.onnx.data").read_bytes())
     data[-400:-396] = np.float32("nan").tobytes()
     (graph / "model.onnx.data").write_bytes(data)
-    with pytest.raises(StageError, match=r"the int4 ONNX weights could not be made from .* expected finite weights"):
-        export_onnx(model=tiny_llama, out=tmp_path / "out", precision="int4", threads=1, graph=graph)
+    with pytest.raises(StageError, match=r"quantized ONNX weights could not be made from .* expected finite weights"):
+        export_onnx(model=tiny_llama, out=tmp_path / "out", threads=1, graph=graph, codes=CodeSet(Plan("Q4_0", "Q8_0")))
     assert not (tmp_path / "out").exists()
 
 

@@ -13,12 +13,14 @@ import pytest
 from edgedistill.core.errors import InputError
 from edgedistill.export.onnx import export_onnx
 from edgedistill.export.onnx_check import check_onnx
+from edgedistill.quant.codes import CodeSet
+from edgedistill.quant.plan import Plan
 
 
 @pytest.fixture(scope="module")
 def sound(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("check") / "onnx-int4"
-    export_onnx(model=tiny_llama, out=out, precision="int4", threads=1)
+    export_onnx(model=tiny_llama, out=out, threads=1, codes=CodeSet(Plan("Q4_0", "Q8_0")))
     return out
 
 

@@ -104,7 +104,7 @@ def artifact_of(model: Path, folder: Path, *, form: str) -> str:
         folder.mkdir()
         export_gguf_f16(model=model, out=folder / "model.gguf")
     else:
-        export_onnx(model=model, out=folder, precision="fp32", threads=1)
+        export_onnx(model=model, out=folder, threads=1)
     write_companions(model=model, folder=folder, entry=f"model.{form}")
     return f"model.{form}"
 
