@@ -114,6 +114,17 @@ class Lora(Noun):
     alpha: Positive = 32
 
 
+class Qat(Noun):
+    """Training on the grid that ships: the last `share` of the steps see the weights as `grid` stores them.
+
+    `activations` rounds what enters each matrix to int8 too, as CPU kernels do.
+    """
+
+    grid: Literal["q4_0", "q8_0"] = "q4_0"
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    activations: bool = True
+
+
 class Control(Noun):
     """The control arm: the same student, initialisation, text and steps with plain cross-entropy."""
 
@@ -142,7 +153,14 @@ class Train(Noun):
     freeze_embeddings: bool = False
     first_layer: Annotated[int, Field(ge=0)] = 0
     lora: Lora | None = None
+    qat: Qat | None = None
     control: Control | None = None
+
+    @model_validator(mode="after")
+    def _whole_matrices_go_on_a_grid(self) -> Train:
+        if self.lora is not None and self.qat is not None:
+            raise ValueError("expected either [train.lora] or [train.qat], because what LoRA adds has no grid yet")
+        return self
 
 
 class Export(Noun):

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from edgedistill.quant.codes import CodeSet
 
 PROBES = 400  # strings each variant is tokenized on; the tests use thousands
-TABLE_GRID = "Q8_0"  # of embedding and head, which cost most when they err, in every quantized variant of both formats
-GRIDS = {"q8_0": "Q8_0", "int8": "Q8_0", "q4_0": "Q4_0", "int4": "Q4_0"}  # of the layers; both formats' names for one
 ENTRIES = {"gguf": "model.gguf", "onnx": "model.onnx"}
 
 
@@ -54,14 +52,14 @@ def run(context: StageContext) -> None:
         StageError: a conversion failed, or an artifact is not equal to its source; nothing of it is left.
     """
     from edgedistill.quant.codes import CodeSet
-    from edgedistill.quant.plan import Plan
+    from edgedistill.quant.plan import GRIDS_OF_LAYERS, plan_of
 
     recipe = context.recipe
     threads = recipe.threads or usable_cores()
     orders = _orders(context)
     records = _records(context)
     sources: dict[Path, Source] = {}
-    codes = {grid: CodeSet(Plan(layers=grid, table=TABLE_GRID)) for grid in set(GRIDS.values())}
+    codes = {plan.layers: CodeSet(plan) for plan in map(plan_of, GRIDS_OF_LAYERS)}
     if said := _ended_prompt(context.folder_of("train") / "student", override=recipe.task.chat_template):
         context.report.note(said)
     for number, order in enumerate(orders):
@@ -76,7 +74,7 @@ def run(context: StageContext) -> None:
                 source=sources[order.source],
                 context=context,
                 threads=threads,
-                codes=codes.get(GRIDS.get(order.precision)),
+                codes=codes.get(GRIDS_OF_LAYERS.get(order.precision, "")),
             )
         context.figures[order.variant] = _headline(artifact)
         context.report.note(_sentence(artifact))

@@ -9,6 +9,8 @@ from types import MappingProxyType
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TABLES = frozenset({EMBEDDING, HEAD})
 BLOCK = 32
+TABLE_GRID = "Q8_0"  # of embedding and head, which cost most when they err, in every quantized variant of both formats
+GRIDS_OF_LAYERS = {"q8_0": "Q8_0", "int8": "Q8_0", "q4_0": "Q4_0", "int4": "Q4_0"}  # both formats' names for one
 
 
 @dataclass(frozen=True)
@@ -29,3 +31,12 @@ class Plan:
     def grids(self) -> frozenset[str]:
         """Every grid that it may name."""
         return frozenset({self.layers, self.table, *self.exceptions.values()})
+
+
+def plan_of(precision: str) -> Plan:
+    """The plan of a variant's precision, as GGUF or ONNX names it: q4_0 and int4 are one.
+
+    Raises:
+        KeyError: a precision that is no grid, such as f16.
+    """
+    return Plan(layers=GRIDS_OF_LAYERS[precision], table=TABLE_GRID)

@@ -21,6 +21,7 @@ from torch import Tensor
 from edgedistill.core.errors import StageError
 from edgedistill.core.files import write_json
 from edgedistill.core.runfolder import Reporter
+from edgedistill.quant.plan import Plan
 from edgedistill.runtimes.memory import freed_memory_kept
 from edgedistill.train.checkpoint import (
     Position,
@@ -33,6 +34,7 @@ from edgedistill.train.checkpoint import (
     save_checkpoint,
 )
 from edgedistill.train.data import Batch, Example, collate, epoch_batches, micro_batches
+from edgedistill.train.grid import first_step, leave_on_grid, put_on_grid
 from edgedistill.train.losses import LossSums, cross_entropy, distillation_loss
 
 # Up to this length plain matrix products are several times faster on a CPU than the fused attention's backward.
@@ -108,10 +110,15 @@ def train_model(
     checkpoint_every_s: float = 30.0,
     bf16: bool = True,
     most_tokens: int = 4096,
+    plan: Plan | None = None,
+    grid_share: float = 1.0,
+    round_activations: bool = True,
 ) -> TrainResult:
     """Train `model`'s trainable parameters in place, from the last checkpoint if there is one, to the best weights.
 
-    Without `valid` there is no early stop and the last weights stay. `most_tokens` bounds a micro-batch.
+    Without `valid` there is no early stop and the last weights stay. `most_tokens` bounds a micro-batch. With a `plan`
+    the last `grid_share` of the steps are trained on its grids (`train.grid`); only evaluations on them count as best,
+    and the weights end on them.
 
     Raises:
         InputError: a checkpoint is damaged.
@@ -131,7 +138,7 @@ def train_model(
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
     position = load_checkpoint(checkpoints, weights=weights, optimizer=optimizer)
     detached = {name: p.detach() for name, p in weights.items()}
-    head = model.get_output_embeddings()
+    head, bare = model.get_output_embeddings(), model
     model, optimizer = accelerator.prepare(model, optimizer)
     keep_metrics_until(metrics, arm=arm, step=position.step)
 
@@ -139,6 +146,8 @@ def train_model(
     total = max(1, math.ceil(epochs * per_epoch))
     warmup = round(warmup_ratio * total)
     eval_every = max(1, math.ceil(per_epoch / evals_per_epoch))
+    grid_from = total if plan is None else first_step(total=total, share=grid_share)
+    on_grid = False
     lengths = [len(e.ids) for e in train]
     order: tuple[int, list[list[int]]] = (-1, [])
     forward = _Forward(model, head, accelerator.device, kd_weight, temperature, most_tokens)
@@ -150,7 +159,14 @@ def train_model(
 
     model.train()
     with interruptible() as stop, freed_memory_kept():
-        while position.step < total and (not valid or position.evals_since_best < patience):
+        while position.step < total and (
+            not valid or position.evals_since_best < patience or (plan is not None and not on_grid)
+        ):
+            if plan is not None and position.step >= grid_from and not on_grid:
+                put_on_grid(bare, plan=plan, activations=round_activations)
+                on_grid = True
+                if position.step == grid_from:  # no evaluation of other weights is one of those that ship
+                    position = replace(position, best_step=0, best_loss=None, evals_since_best=0)
             epoch, place = divmod(position.step, per_epoch)
             if order[0] != epoch:
                 order = (epoch, epoch_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch))
@@ -193,6 +209,8 @@ def train_model(
     if valid and position.best_step != position.step:
         accelerator.wait_for_everyone()  # the main process may still be writing the file
         load_best(checkpoints, weights=detached)
+    if plan is not None:
+        leave_on_grid(bare, plan=plan)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return TrainResult(
         steps=position.step,

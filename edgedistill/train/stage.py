@@ -11,6 +11,7 @@ from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import read_jsonl
 from edgedistill.core.host import usable_cores
+from edgedistill.core.recipe import Qat
 from edgedistill.core.records import Prompt, TeacherRecord
 from edgedistill.core.runfolder import StageContext
 
@@ -96,7 +97,8 @@ def run(context: StageContext) -> None:
     wanted = [("student", recipe.train.kd_weight)]
     if recipe.train.control is not None:
         wanted.append(("control", 0.0))
-    settings = recipe.train.model_dump(exclude={"kd_weight", "valid_share", "dtype", "lora", "control", "gold"})
+    settings = recipe.train.model_dump(exclude={"kd_weight", "valid_share", "dtype", "lora", "qat", "control", "gold"})
+    settings |= _grid_settings(recipe.train.qat)
     for arm, kd_weight in wanted:
         if not (context.folder / arm / "config.json").is_file():
             arms.train_arm(
@@ -115,6 +117,14 @@ def run(context: StageContext) -> None:
         context.figures[arm] = _arm_figures(context.folder / "metrics.jsonl", arm) | {"kd_weight": kd_weight}
         context.report.note(f"{arm}: {context.figures[arm]}")
     shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+
+
+def _grid_settings(qat: Qat | None) -> dict[str, Any]:
+    from edgedistill.quant.plan import plan_of
+
+    if qat is None:
+        return {}
+    return {"plan": plan_of(qat.grid), "grid_share": qat.share, "round_activations": qat.activations}
 
 
 def _make_student(
