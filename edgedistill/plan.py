@@ -151,7 +151,7 @@ STAGES: dict[str, Stage] = {
             _synth,
             ("data/gold.jsonl", "data/prompts.jsonl", "teacher"),
         ),
-        Stage("train", 3, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
+        Stage("train", 4, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
         Stage("export", 2, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train")),
         Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
         Stage(

@@ -130,7 +130,9 @@ class Control(Noun):
 
 
 class Train(Noun):
-    """Phase 2: cross-entropy on the teacher's answers plus forward KL from its cached distributions.
+    """Phase 2: cross-entropy on the teacher's answers plus a divergence from its cached distributions.
+
+    `beta` is the teacher's share in the mixture that jsd and skew-kl compare with (skew-reverse-kl: the student's).
 
     `gold` has the student learn the right answers of data.gold too, by cross-entropy alone. `freeze_embeddings` leaves
     the token embeddings, and a head tied to them, as the student came with them; layers before `first_layer` stay too.
@@ -140,6 +142,8 @@ class Train(Noun):
     epochs: float = 2.0
     batch_size: Positive = 32
     kd_weight: Share = 0.5
+    divergence: Literal["forward-kl", "reverse-kl", "jsd", "skew-kl", "skew-reverse-kl", "tvd"] = "forward-kl"
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 1.0
     warmup_ratio: Share = 0.05
     weight_decay: float = 0.0

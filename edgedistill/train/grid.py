@@ -36,13 +36,15 @@ def put_on_grid(model: nn.Module, *, plan: Plan, activations: bool) -> None:
         if isinstance(module, nn.Embedding):
             module.forward = partial(_embedding, module, kept)  # type: ignore[method-assign]
         else:
-            module.forward = partial(_linear, module, kept, activations)  # type: ignore[method-assign]
+            module.operands = partial(_operands, module, kept, activations)
+            module.forward = partial(_linear, module)  # type: ignore[method-assign]
 
 
 def leave_on_grid(model: nn.Module, *, plan: Plan) -> None:
     """End `put_on_grid`: every matrix of `model` becomes what its codes decode to, exactly."""
     for module, grid in _matrices(model, plan):
-        vars(module).pop("forward", None)
+        for name in ("forward", "operands"):
+            vars(module).pop(name, None)
         _replace(module.weight, grid)
 
 
@@ -59,9 +61,19 @@ def _replace(weight: Tensor, grid: str) -> None:
     weight.copy_(fake_quantize(weight, grid=grid))
 
 
-def _linear(module: nn.Linear, grid: str | None, activations: bool, x: Tensor) -> Tensor:
+def operands(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a linear layer multiplies, `x` and its weight: as they are, or on the grid."""
+    found: tuple[Tensor, Tensor] = module.operands(x) if "operands" in vars(module) else (x, module.weight)
+    return found
+
+
+def _operands(module: Any, grid: str | None, activations: bool, x: Tensor) -> tuple[Tensor, Tensor]:
     weight = module.weight if grid is None else fake_quantize(module.weight, grid=grid)
-    return functional.linear(round_activations(x) if activations else x, weight, module.bias)
+    return round_activations(x) if activations else x, weight
+
+
+def _linear(module: Any, x: Tensor) -> Tensor:
+    return functional.linear(*module.operands(x), module.bias)
 
 
 def _embedding(module: nn.Embedding, grid: str | None, ids: Tensor) -> Tensor:

@@ -34,11 +34,14 @@ from edgedistill.train.checkpoint import (
     save_checkpoint,
 )
 from edgedistill.train.data import Batch, Example, collate, epoch_batches, micro_batches
-from edgedistill.train.grid import first_step, leave_on_grid, put_on_grid
-from edgedistill.train.losses import LossSums, cross_entropy, distillation_loss
+from edgedistill.train.divergence import Divergence
+from edgedistill.train.fused import Kept, LossSums, head_losses, logit_losses
+from edgedistill.train.grid import first_step, leave_on_grid, operands, put_on_grid
 
 # Up to this length plain matrix products are several times faster on a CPU than the fused attention's backward.
 EAGER_ATTENTION_TOKENS = 256
+# Settings of models that cap or scale their logits.
+AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 @dataclass(frozen=True)
@@ -60,31 +63,40 @@ def learning_rate(step: int, *, total: int, peak: float, warmup: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def step_losses(model: Any, batch: Batch, *, kd_weight: float, temperature: float, head: Any | None = None) -> LossSums:
-    """Forward pass and loss sums over the batch's supervised positions; the LM head sees no other position."""
+def step_losses(
+    model: Any, batch: Batch, *, kd_weight: float, how: Divergence | None = None, head: Any | None = None
+) -> LossSums:
+    """Forward pass and loss sums over the batch's supervised positions; the LM head sees no other position.
+
+    Head and loss are one (`train.fused`), computed where the model calls its head; but for models that do something
+    to their logits after it.
+    """
     head = head or model.get_output_embeddings()
+    teacher = Kept(batch.teacher_ids, batch.teacher_logprobs, batch.taught) if bool(batch.taught.any()) else None
+    wanted: dict[str, Any] = {"teacher": teacher, "kd_weight": kd_weight, "how": how}
+    config = getattr(model, "module", model).config
+    fused = all(getattr(config, name, None) is None for name in AFTER_THE_HEAD)
+    forward, replaced = head.forward, "forward" in vars(head)
+    found: list[LossSums] = []
 
-    def supervised(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (args[0].flatten(0, -2).index_select(0, batch.index),)
+    def supervised(hidden: Tensor) -> Tensor:
+        rows = hidden.flatten(0, -2).index_select(0, batch.index)
+        if not fused:
+            logits: Tensor = forward(rows)
+            return logits
+        x, weight = operands(head, rows)
+        found.append(head_losses(x, weight, batch.targets, bias=head.bias, **wanted))
+        return found[0].total
 
-    hook = head.register_forward_pre_hook(supervised)
+    head.forward = supervised
     try:
         positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-        logits = model(input_ids=batch.input_ids, use_cache=False, **positions).logits
+        out = model(input_ids=batch.input_ids, use_cache=False, **positions).logits
     finally:
-        hook.remove()
-    logits = logits.reshape(len(batch.targets), -1)
-    if kd_weight == 0 or not bool(batch.taught.any()):
-        return cross_entropy(logits, batch.targets)
-    return distillation_loss(
-        logits,
-        batch.targets,
-        teacher_ids=batch.teacher_ids,
-        teacher_logprobs=batch.teacher_logprobs,
-        taught=batch.taught,
-        kd_weight=kd_weight,
-        temperature=temperature,
-    )
+        del head.forward
+        if replaced:
+            head.forward = forward
+    return replace(found[0], total=out) if fused else logit_losses(out.flatten(0, -2), batch.targets, **wanted)
 
 
 def train_model(
@@ -101,7 +113,7 @@ def train_model(
     batch_size: int,
     report: Reporter,
     kd_weight: float = 0.0,
-    temperature: float = 1.0,
+    how: Divergence | None = None,
     warmup_ratio: float = 0.05,
     weight_decay: float = 0.0,
     grad_clip: float = 1.0,
@@ -150,7 +162,7 @@ def train_model(
     on_grid = False
     lengths = [len(e.ids) for e in train]
     order: tuple[int, list[list[int]]] = (-1, [])
-    forward = _Forward(model, head, accelerator.device, kd_weight, temperature, most_tokens)
+    forward = _Forward(model, head, accelerator.device, kd_weight, how, most_tokens)
     began, saved = time.monotonic() - position.seconds, time.monotonic()
 
     def save() -> None:
@@ -230,13 +242,13 @@ class _Forward:
     head: Any
     device: torch.device
     kd_weight: float
-    temperature: float
+    how: Divergence | None
     most_tokens: int
 
     def losses(self, examples: Sequence[Example]) -> LossSums:
         batch = collate(examples)
         batch = Batch(**{k: v if v is None else v.to(self.device) for k, v in vars(batch).items()})
-        return step_losses(self.model, batch, kd_weight=self.kd_weight, temperature=self.temperature, head=self.head)
+        return step_losses(self.model, batch, kd_weight=self.kd_weight, how=self.how, head=self.head)
 
     def backward(self, examples: Sequence[Example], *, accelerator: Accelerator) -> dict[str, float]:
         """Gradients of the step's mean loss per supervised token; this process does its share of `examples`."""

@@ -142,7 +142,7 @@ def _passes(model: Any, examples: Sequence[Example]) -> Iterator[Tensor]:
     model.eval()
     for begin in range(0, len(near), CALIBRATION_BATCH):
         batch = collate(near[begin : begin + CALIBRATION_BATCH])
-        yield step_losses(model, batch, kd_weight=0.0, temperature=1.0).total
+        yield step_losses(model, batch, kd_weight=0.0).total
 
 
 def _decoder(model: Any) -> Any:

@@ -76,6 +76,7 @@ def run(context: StageContext) -> None:
     from edgedistill.runtimes import chat
     from edgedistill.runtimes.precision import uses_bf16
     from edgedistill.train import arms, data, folders, student
+    from edgedistill.train.divergence import Divergence
 
     recipe = context.recipe
     _use_threads(context)
@@ -97,8 +98,9 @@ def run(context: StageContext) -> None:
     wanted = [("student", recipe.train.kd_weight)]
     if recipe.train.control is not None:
         wanted.append(("control", 0.0))
-    settings = recipe.train.model_dump(exclude={"kd_weight", "valid_share", "dtype", "lora", "qat", "control", "gold"})
-    settings |= _grid_settings(recipe.train.qat)
+    own = {"kd_weight", "divergence", "beta", "temperature", "valid_share", "dtype", "lora", "qat", "control", "gold"}
+    settings = recipe.train.model_dump(exclude=own) | _grid_settings(recipe.train.qat)
+    how = Divergence(recipe.train.divergence, recipe.train.beta, recipe.train.temperature)
     for arm, kd_weight in wanted:
         if not (context.folder / arm / "config.json").is_file():
             arms.train_arm(
@@ -108,6 +110,7 @@ def run(context: StageContext) -> None:
                 train=train,
                 valid=valid,
                 kd_weight=kd_weight,
+                how=how,
                 lora=recipe.train.lora.model_dump() if recipe.train.lora else None,
                 bf16=uses_bf16(recipe.train.dtype),
                 seed=recipe.seed,

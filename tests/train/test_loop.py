@@ -51,7 +51,7 @@ def gradient(model, batches: list[list[Example]], *, packed: bool = False) -> to
     model.zero_grad()
     count = sum(e.supervised for batch in batches for e in batch)
     for batch in batches:
-        losses = step_losses(model, collate(batch, pad_id=3, packed=packed), kd_weight=0.5, temperature=1.0)
+        losses = step_losses(model, collate(batch, pad_id=3, packed=packed), kd_weight=0.5)
         (losses.total / count).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -73,10 +73,29 @@ def test_gradient_is_invariant_to_split_padding_and_packing(tiny_llama, examples
         assert (other - whole).norm() / whole.norm() < 1e-5, name
 
 
+def test_a_model_that_caps_its_logits_is_trained_on_the_capped(examples):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    sizes = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, **heads}
+    model = Gemma2ForCausalLM(Gemma2Config(final_logit_softcapping=0.5, initializer_range=0.5, **sizes)).eval()
+    found = step_losses(model, collate(examples[:2]), kd_weight=0.0).total
+    expected = 0.0
+    for e in examples[:2]:
+        ids = torch.from_numpy(e.ids)[None]
+        logits = model(input_ids=ids).logits[0, e.start - 1 : -1]
+        assert logits.abs().max() <= 0.5
+        expected += torch.nn.functional.cross_entropy(logits, ids[0, e.start :], reduction="sum")
+    torch.testing.assert_close(found, expected)
+    mine, theirs = (torch.autograd.grad(x, model.lm_head.weight)[0] for x in (found, expected))
+    torch.testing.assert_close(mine, theirs)
+
+
 def test_loss_is_that_of_full_logits_shifted_and_masked(tiny_llama, examples):
     model = load(tiny_llama)
     batch = examples[:5]
-    found = step_losses(model, collate(batch), kd_weight=0.0, temperature=1.0).total
+    found = step_losses(model, collate(batch), kd_weight=0.0).total
     expected = 0.0
     for e in batch:
         logits = model(input_ids=torch.from_numpy(e.ids)[None]).logits[0]
@@ -96,7 +115,7 @@ def test_student_learns_and_ends_at_its_best_validation(tiny_llama, tmp_path, ex
     assert all(row["tok_s"] > 0 and row["eta_s"] >= 0 for row in steps)
     assert evals[result.best_step] == min(evals.values()) == result.best_loss
     with torch.no_grad():
-        total = step_losses(student, collate(examples[:6]), kd_weight=0.5, temperature=1.0).total
+        total = step_losses(student, collate(examples[:6]), kd_weight=0.5).total
     assert float(total) / sum(e.supervised for e in examples[:6]) == pytest.approx(result.best_loss, rel=1e-4)
 
 
