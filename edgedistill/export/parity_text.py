@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.core.files import read_json
-from edgedistill.export.pretokenizer import NFC_LIMIT, PREFIX_LIMIT, identify
+from edgedistill.export.architectures import read_shape
+from edgedistill.export.pretokenizer import (
+    CASE_LIMIT,
+    NFC_LIMIT,
+    PREFIX_LIMIT,
+    SPACES_LIMIT,
+    STRIP_LIMIT,
+    identify,
+)
 from edgedistill.export.probes import probe_strings
 from edgedistill.runtimes import chat, llama_lib
 from edgedistill.runtimes.gguf_file import read_gguf
@@ -59,13 +68,14 @@ def check_text(*, folder: Path, entry: str, reference: Path, probes: int) -> tup
     strings = probe_strings(count=probes, specials=specials)
     if entry.endswith(".gguf"):
         limits = identify(parsed, source=str(reference / "tokenizer.json")).limits
-        strings = _followed(strings, limits=limits, specials=specials)
+        strings = followed(strings, limits=limits, specials=specials)
     else:
         strings = [text for text in strings if "\0" not in text]  # genai takes C strings, which end there
     wanted = [list(ids) for ids in tokenizer(strings)["input_ids"]]
     files = [list(ids) for ids in beside(strings)["input_ids"]]
     text = [tokenizer.decode(ids, clean_up_tokenization_spaces=False).encode() for ids in wanted]
     if entry.endswith(".gguf"):
+        limits += read_shape(reference).limits
         engine = _llama_cpp(folder / entry, strings, wanted, limits=limits)
     else:
         plain = [i for i, string in enumerate(strings) if not any(special in string for special in specials)]
@@ -100,13 +110,24 @@ def check_text(*, folder: Path, entry: str, reference: Path, probes: int) -> tup
     return figures, failures
 
 
-def _followed(strings: list[str], *, limits: Sequence[str], specials: Sequence[str]) -> list[str]:
+def followed(strings: list[str], *, limits: Sequence[str], specials: Sequence[str]) -> list[str]:
     """The strings that the engine's known limits do not touch."""
     if NFC_LIMIT in limits:
         strings = list(dict.fromkeys(unicodedata.normalize("NFC", text) for text in strings))
     if PREFIX_LIMIT in limits:
         strings = [s for s in strings if s[0] not in " ▁" and not any(special in s for special in specials)]
+    if CASE_LIMIT in limits:
+        strings = [s for s in strings if not any(map(_cased_beyond_ascii, s))]
+    if SPACES_LIMIT in limits:
+        strings = [s for s in strings if "▁" not in s]
+    if STRIP_LIMIT in limits:
+        beyond_ascii = re.compile(rf"(?:{'|'.join(map(re.escape, specials))})\s*[^\S\t-\r ]")
+        strings = [s for s in strings if not beyond_ascii.search(s)]
     return strings
+
+
+def _cased_beyond_ascii(character: str) -> bool:
+    return character > "\x7f" and unicodedata.category(character) in ("Lu", "Ll", "Lt", "Mn", "Mc", "Me")
 
 
 def _llama_cpp(path: Path, strings: list[str], ids: list[list[int]], *, limits: tuple[str, ...]) -> EngineText:

@@ -6,7 +6,7 @@ A name is given only where those expressions and the pipeline of `tokenizer.json
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgedistill.core.errors import InputError
@@ -16,6 +16,11 @@ _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3_SPLIT = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL
 QWEN2_SPLIT = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL
 
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+O200K_SPLIT = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 DIGIT_SPLIT = r"\p{N}"
 DIGITS = ("Digits", True)
@@ -29,34 +34,60 @@ KNOWN: dict[tuple[tuple[tuple[Any, ...], ...], bool], str] = {
     ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), True): "llama-bpe",
     ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), False): "dbrx",
     ((("Split", QWEN2_SPLIT), ("ByteLevel", False)), False): "qwen2",
+    ((("Split", O200K_SPLIT), ("ByteLevel", False)), False): "gpt-4o",
 }
+# Expressions that match every character of every text: what they do not match, and so is removed or kept, is nothing.
+TOTAL_SPLITS = (LLAMA3_SPLIT, QWEN2_SPLIT, O200K_SPLIT)
+# White space after every special token but these is dropped by llama.cpp in a model named Phi-3.
+PHI3_KEEPS, PHI3_STRIPS = frozenset({"<unk>", "<s>", "<|endoftext|>"}), "</s>"
 KNOWN_IN_WORDS = (
     "ByteLevel (gpt-2); Digits(individual) + ByteLevel (smollm); Split(Llama 3) + ByteLevel (llama-bpe, dbrx); "
-    "Split(Qwen 2) + ByteLevel (qwen2); Metaspace or Prepend + Replace with byte fallback (SentencePiece)"
+    "Split(Qwen 2) + ByteLevel (qwen2); Split(o200k) + ByteLevel (gpt-4o); "
+    "Metaspace or Prepend + Replace with byte fallback (SentencePiece)"
 )
 PREFIX_LIMIT = (
     "llama.cpp puts a space before every stretch of text between special tokens, the tokenizer only before a text "
     "that begins without one"
 )
 NFC_LIMIT = "the tokenizer brings text to Unicode NFC first, llama.cpp does not"
+CASE_LIMIT = (
+    "llama.cpp tells capital from small letters within ASCII alone and takes combining marks for punctuation; the "
+    "tokenizer cuts words by their case in every script"
+)
+STRIP_LIMIT = "after special tokens llama.cpp drops white space of ASCII alone, the tokenizer any"
+SPACES_LIMIT = (
+    "the tokenizer takes a ▁ in the text for a space, llama.cpp not where it looks for its tokens of several spaces"
+)
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """`model` and `pre` as GGUF names them; `limits` are sentences on where llama.cpp cannot follow the tokenizer."""
+    """`model` and `pre` as GGUF names them; `limits` are sentences on where llama.cpp cannot follow the tokenizer.
+
+    `strips_right`: white space after special tokens is dropped, in the way that llama.cpp knows of Phi-3.
+    """
 
     model: str
     pre: str
     add_space_prefix: bool
     limits: tuple[str, ...] = ()
+    strips_right: bool = False
 
 
 def identify(tokenizer: dict[str, Any], *, source: str) -> PreTokenizer:
     """Name the pre-tokenizer of a parsed `tokenizer.json`.
 
     Raises:
-        InputError: the model is not BPE, or the pipeline is none that llama.cpp is known to repeat.
+        InputError: the model is not BPE, or the pipeline is none that llama.cpp is known to repeat, or an added token
+            takes white space or words around it in a way that llama.cpp does not.
     """
+    kind = _pipeline(tokenizer, source=source)
+    if not _strips_right(tokenizer, source=source):
+        return kind
+    return replace(kind, strips_right=True, limits=(*kind.limits, STRIP_LIMIT))
+
+
+def _pipeline(tokenizer: dict[str, Any], *, source: str) -> PreTokenizer:
     model = tokenizer["model"]
     if model.get("type") != "BPE":
         raise InputError(
@@ -73,7 +104,23 @@ def identify(tokenizer: dict[str, Any], *, source: str) -> PreTokenizer:
     name = KNOWN.get((steps, bool(model.get("ignore_merges"))))
     if name is None or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise _unknown(tokenizer, source)
+    limits += (CASE_LIMIT,) if name == "gpt-4o" else ()
     return PreTokenizer(model="gpt2", pre=name, add_space_prefix=False, limits=limits)
+
+
+def _strips_right(tokenizer: dict[str, Any], *, source: str) -> bool:
+    """Whether added tokens drop white space after them, all that llama.cpp would let drop it and no others."""
+    added = tokenizer.get("added_tokens") or []
+    stripping = {entry["content"] for entry in added if entry["rstrip"]}
+    others = {entry["content"] for entry in added} - PHI3_KEEPS
+    like_phi3 = stripping == others and PHI3_STRIPS in stripping and {e["content"] for e in added} >= PHI3_KEEPS
+    for entry in added:
+        if entry["single_word"] or entry["lstrip"] or (entry["rstrip"] and not like_phi3):
+            raise InputError(
+                f"{source}: expected added tokens that match as they stand, found {entry['content']!r} with "
+                "single_word, lstrip or rstrip, which llama.cpp cannot repeat; set them to false"
+            )
+    return like_phi3
 
 
 def spelled_out(tokenizer: dict[str, Any]) -> dict[str, Any]:
@@ -99,12 +146,16 @@ def _sentencepiece(tokenizer: dict[str, Any], *, source: str) -> PreTokenizer:
         (part["type"], part.get("prepend"), part.get("content"))
         for part in _parts(tokenizer.get("normalizer"), "normalizers")
     ]
-    replace = ("Replace", None, "▁")
+    replaced = ("Replace", None, "▁")
     pre_tokenizers = _parts(tokenizer.get("pre_tokenizer"), "pretokenizers")
-    if not pre_tokenizers and normalizers == [("Prepend", "▁", None), replace]:
+    if not pre_tokenizers and normalizers == [("Prepend", "▁", None), replaced]:
         return PreTokenizer(model="llama", pre="default", add_space_prefix=True)
-    if not pre_tokenizers and normalizers == [replace]:
-        return PreTokenizer(model="llama", pre="default", add_space_prefix=False)
+    # no space is left to split at once the normalizer has replaced them all
+    idle = [{"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}]
+    if pre_tokenizers in ([], idle) and normalizers == [replaced]:
+        spaces = any("▁" in e["content"] and not e["special"] for e in tokenizer.get("added_tokens") or [])
+        limits = (SPACES_LIMIT,) if spaces else ()
+        return PreTokenizer(model="llama", pre="default", add_space_prefix=False, limits=limits)
     if not normalizers and len(pre_tokenizers) == 1 and pre_tokenizers[0]["type"] == "Metaspace":
         part = pre_tokenizers[0]
         scheme = part.get("prepend_scheme", "always")
@@ -131,6 +182,9 @@ def _step(part: dict[str, Any]) -> tuple[Any, ...]:
         return (kind, part.get("use_regex", True) is not False)
     if kind == "Split" and part.get("behavior") == "Isolated" and not part.get("invert"):
         return (kind, part.get("pattern", {}).get("Regex"))
+    if kind == "Split" and part.get("behavior") == "Removed" and part.get("invert"):
+        pattern = part.get("pattern", {}).get("Regex")
+        return (kind, pattern) if pattern in TOTAL_SPLITS else (kind, repr(part))
     return (kind, repr(part))
 
 

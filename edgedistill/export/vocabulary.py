@@ -17,6 +17,8 @@ from edgedistill.runtimes.chat import end_ids
 # Token types of the GGUF specification.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 ROLES = ("bos", "eos", "unk", "sep", "pad", "mask")
+# What llama.cpp's converter gives pieces that text never becomes.
+ADDED_SCORE, UNUSED_SCORE = -1000.0, -10000.0
 # Classes that read tokenizer.json as it stands; every other class rebuilds parts of the pipeline in its own way.
 PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast", "PreTrainedTokenizer")
 # Texts that llama.cpp takes for an end of generation, whatever the metadata say.
@@ -78,7 +80,9 @@ def read_vocabulary(*, model: Path, rows: int) -> Vocabulary:
         kind=kind,
         tokens=tuple(tokens),
         types=tuple(types),
-        scores=_scores(pairs, pieces=pieces, added={entry["content"] for entry in added}, tokens=tokens, source=source)
+        scores=_scores(
+            pairs, pieces=pieces, added={entry["content"] for entry in added}, tokens=tokens, types=types, source=source
+        )
         if kind.model == "llama"
         else None,
         merges=tuple(" ".join(pair) for pair in pairs) if kind.model == "gpt2" else None,
@@ -141,13 +145,10 @@ def _token_arrays(
         tokens[identity] = token
         types[identity] = NORMAL
     for identity, entry in extra.items():
-        if entry["single_word"] or entry["lstrip"] or entry["rstrip"]:
-            raise InputError(
-                f"{source}: expected added tokens that match as they stand, found {entry['content']!r} with "
-                "single_word, lstrip or rstrip, which llama.cpp cannot repeat; set them to false"
-            )
-        tokens[identity] = entry["content"]
-        types[identity] = CONTROL if entry["special"] else USER_DEFINED
+        special = entry["special"] or _looks_special(entry["content"])
+        # user-defined tokens are looked for in the text as it is written, where a space is a space
+        tokens[identity] = entry["content"] if special else entry["content"].replace("▁", " ")
+        types[identity] = CONTROL if special else USER_DEFINED
     named = [f"[PAD{i}]" if token is None else token for i, token in enumerate(tokens)]
     if len(set(named)) != rows or "" in named:
         twice = sorted({token for token in named if named.count(token) > 1 or not token})[:3]
@@ -155,6 +156,13 @@ def _token_arrays(
             f"{source}: expected every token once and none empty, found {twice}; llama.cpp would abort on it"
         )
     return named, types
+
+
+def _looks_special(token: str) -> bool:
+    """Whether llama.cpp's converter takes an added token for a control token, whatever the tokenizer says of it."""
+    ends = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+    named = token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+    return named or any(token.startswith(start) and token.endswith(end) for start, end in ends)
 
 
 def _sentencepiece_type(token: str, *, given: int, unknown: str | None) -> int:
@@ -166,17 +174,24 @@ def _sentencepiece_type(token: str, *, given: int, unknown: str | None) -> int:
 
 
 def _scores(
-    pairs: list[tuple[str, str]], *, pieces: dict[str, int], added: set[str], tokens: list[str], source: str
+    pairs: list[tuple[str, str]],
+    *,
+    pieces: dict[str, int],
+    added: set[str],
+    tokens: list[str],
+    types: list[int],
+    source: str,
 ) -> tuple[float, ...]:
-    """SentencePiece scores that merge in the order of the BPE merges: minus the rank of a piece's first merge.
+    """SentencePiece scores that merge in the order of the BPE merges: minus a piece's place in that order.
 
     llama.cpp merges any two neighbours whose union is a piece, best score first. That is the same as ranked merges only
-    if a piece's merges stand together and none is missing, as in every tokenizer converted from SentencePiece.
+    if a piece's merges stand together and none is missing, as in every tokenizer converted from SentencePiece. (Those
+    of added tokens may stand anywhere: llama.cpp cuts them out before it merges.)
     """
     first: dict[str, int] = {}
     for rank, (left, right) in enumerate(pairs):
         first.setdefault(left + right, rank)
-    order = [first[left + right] for left, right in pairs]
+    order = [first[left + right] for left, right in pairs if left + right not in added]
     listed = set(pairs)
     missing = sorted(
         (piece[:cut], piece[cut:])
@@ -190,7 +205,13 @@ def _scores(
             f"{source}: expected merges made from SentencePiece scores, found that {why}; llama.cpp would merge in "
             "another order; export this model to ONNX instead"
         )
-    return tuple(-float(first.get(token, 0)) for token in tokens)
+    normal = [i for i, kind in enumerate(types) if kind == NORMAL]
+    normal.sort(key=lambda i: (first.get(tokens[i], len(pairs)), i))
+    scores = {NORMAL: 0.0, UNKNOWN: 0.0, BYTE: 0.0, UNUSED: UNUSED_SCORE}
+    found = [scores.get(kind, ADDED_SCORE) for kind in types]
+    for place, i in enumerate(normal):
+        found[i] = -float(place)
+    return tuple(found)
 
 
 def _added_ends(tokenizer: Tokenizer) -> tuple[bool, bool]:

@@ -44,3 +44,24 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[tuple[Pat
         assert done.returncode == 0, done.stderr[-3000:]
 
     return convert
+
+
+@pytest.fixture(scope="session")
+def family_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny model of every family that is exported. Their folders' names say nothing: the converter reads them."""
+    from family_builders import FAMILIES, save_family
+
+    root = tmp_path_factory.mktemp("families")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return {name: save_family(root / letter, name=name) for name, letter in zip(FAMILIES, letters, strict=False)}
+
+
+@pytest.fixture(scope="session")
+def family_ggufs(family_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Our F16 GGUF of each."""
+    from edgedistill.export.gguf import export_gguf_f16
+
+    root = tmp_path_factory.mktemp("family-ggufs")
+    for name, folder in family_folders.items():
+        export_gguf_f16(model=folder, out=root / f"{name}.gguf")
+    return {name: root / f"{name}.gguf" for name in family_folders}

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def faults() -> dict[str, tuple[str, Any, str]]:
     from edgedistill.export import gguf, vocabulary
 
     rotate, read, shape, special = (
-        gguf.to_neighbour_rotation, gguf.read_vocabulary, gguf.read_llama_shape, vocabulary._special_ids
+        gguf.to_neighbour_rotation, gguf.read_vocabulary, gguf.read_shape, vocabulary._special_ids
     )  # fmt: skip
 
     def zeroed(data: np.ndarray, *, heads: int) -> np.ndarray:
@@ -147,13 +148,13 @@ def faults() -> dict[str, tuple[str, Any, str]]:
 
     def theta(model: Path) -> Any:
         found = shape(model)
-        return type(found)(**{**vars(found), "rope": {**found.rope, "rope_theta": 100.0}})
+        return replace(found, rope=replace(found.rope, theta=100.0))
 
     gpt2 = vocabulary.PreTokenizer(model="gpt2", pre="gpt-2", add_space_prefix=False)
     return {
         "rotation": ("gguf.to_neighbour_rotation", lambda data, heads: data, "KLD to the student in one pass"),
         "zeroed": ("gguf.to_neighbour_rotation", zeroed, "KLD to the student through the KV cache"),
-        "theta": ("gguf.read_llama_shape", theta, "KLD to the student"),
+        "theta": ("gguf.read_shape", theta, "KLD to the student"),
         "template": (
             "gguf.read_vocabulary",
             changed(chat_template="{{ messages[0].content }}"),

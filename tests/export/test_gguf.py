@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from export_builders import save_byte_level, save_llama, save_sentencepiece
 from gguf import GGUFReader
+from gguf_comparing import DIFFERENT, OURS_ALONE, differences
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from edgedistill.core.errors import InputError
@@ -22,9 +22,6 @@ from edgedistill.export.probes import probe_strings
 from edgedistill.export.vocabulary import read_vocabulary
 from edgedistill.runtimes.llama_lib import end_ids, tokenize_with
 
-# Ours always says the flags that theirs leaves to rules about vocabulary sizes; the name is the folder's, unpolished.
-OURS_ALONE = {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix"}
-DIFFERENT = {"general.name", "GGUF.kv_count"}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -64,27 +61,6 @@ def exported(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     for name, folder in folders.items():
         export_gguf_f16(model=folder, out=root / f"{name}.gguf")
     return {name: root / f"{name}.gguf" for name in folders}
-
-
-def differences(ours: Path, theirs: Path) -> dict[str, Any]:
-    """Every metadata key, tensor name, type, shape or bit in which two GGUF files differ."""
-    a, b = GGUFReader(ours), GGUFReader(theirs)
-    fields = [{key: (f.types, f.contents()) for key, f in reader.fields.items()} for reader in (a, b)]
-    wrong = {
-        k: [str(f.get(k))[:60] for f in fields]
-        for k in sorted(fields[0] | fields[1])
-        if fields[0].get(k) != fields[1].get(k)
-    }
-    tensors = [{t.name: t for t in reader.tensors} for reader in (a, b)]
-    for name in sorted(tensors[0] | tensors[1]):
-        left, right = tensors[0].get(name), tensors[1].get(name)
-        if left is None or right is None:
-            wrong[name] = "only in one"
-        elif (left.tensor_type, tuple(left.shape)) != (right.tensor_type, tuple(right.shape)):
-            wrong[name] = (left.tensor_type, left.shape, right.tensor_type, right.shape)
-        elif left.data.tobytes() != right.data.tobytes():
-            wrong[name] = float(np.abs(left.data.astype(np.float64) - right.data).max())
-    return wrong
 
 
 def test_oracle_tensors_metadata_and_tokens_equal(
@@ -237,14 +213,17 @@ def test_damaged_or_unknown_models_are_refused_in_one_sentence(folders: dict[str
         return apply
 
     cases: dict[str, tuple[Callable[[Path], object], str]] = {
-        "arch": (config(architectures=["GPT2LMHeadModel"]), "expected architecture LlamaForCausalLM for GGUF export"),
+        "arch": (
+            config(architectures=["GPT2LMHeadModel"]),
+            "(Gemma3ForCausalLM)), found GPT2LMHeadModel",
+        ),
         "act": (config(hidden_act="gelu"), "expected hidden_act 'silu'"),
         "rope": (
-            config(rope_parameters={"rope_type": "yarn", "rope_theta": 1.0}),
-            "expected rope_type default, linear",
+            config(rope_parameters={"rope_type": "dynamic", "rope_theta": 1.0}),
+            "expected rope_type default, linear, llama3, yarn, found 'dynamic'",
         ),
         "layers": (config(num_hidden_layers=3), "'model.layers.2.input_layernorm.weight' is missing"),
-        "fewer": (config(num_hidden_layers=1), "is not one of a Llama's"),
+        "fewer": (config(num_hidden_layers=1), "is not one of Llama 3.x and SmolLM2"),
         "shape": (config(intermediate_size=64), r"of shape (64, 64), found (96, 64)"),
         "rows": (config(vocab_size=1100), "expected token ids below 1100"),
         "untied": (config(tie_word_embeddings=False), "'lm_head.weight' is missing"),
