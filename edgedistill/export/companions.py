@@ -8,7 +8,7 @@ from typing import Any
 
 from edgedistill.core.files import read_json, write_json, write_text
 from edgedistill.export.pretokenizer import spelled_out
-from edgedistill.export.vocabulary import read_chat_template
+from edgedistill.export.vocabulary import PLAIN_CLASSES, load_tokenizer, read_chat_template
 from edgedistill.runtimes.chat import end_ids
 
 # What a save notes about where and how it was made, which would change bytes and point outside the folder.
@@ -30,6 +30,10 @@ def write_companions(*, model: Path, folder: Path, entry: str) -> None:
         settings = {k: v for k, v in read_json(model / "tokenizer_config.json").items() if k not in CALL_NOTES}
     template = read_chat_template(model=model, settings=settings)
     settings.pop("chat_template", None)
+    if settings.get("tokenizer_class") not in PLAIN_CLASSES:
+        # Which class rebuilds what depends on the config.json beside it: what it makes of this model is written.
+        tokenizer = json.loads(load_tokenizer(model, settings=settings).to_str())
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if template is not None:
         write_text(folder / "chat_template.jinja", template)
     if entry.endswith(".onnx"):

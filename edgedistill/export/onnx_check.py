@@ -221,7 +221,7 @@ def _facts(graph: onnx.GraphProto) -> OnnxFacts:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         where = (entries["location"], entries.get("offset", "0")) if entries else ("", tensor.name)
         name, is_float = tensor.name, tensor.data_type in _FLOATS
-        if name in _ROTATION_TABLES or not (is_float or name in code_bits or name in companions):
+        if name.startswith(_ROTATION_TABLES) or not (is_float or name in code_bits or name in companions):
             continue
         shared = where in seen
         seen.add(where)

@@ -13,7 +13,7 @@ import onnx
 
 from edgedistill.core.errors import MissingError, StageError
 
-_BUILDER = "onnxruntime_genai.models.builder"
+_BUILDER = "edgedistill.export.onnx_families"
 
 
 def build_graph(*, model: Path, out: Path, threads: int) -> None:

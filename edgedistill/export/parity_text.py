@@ -26,6 +26,7 @@ from edgedistill.runtimes import chat, llama_lib
 from edgedistill.runtimes.gguf_file import read_gguf
 
 GENAI_SPM_LIMIT = "onnxruntime-genai's own tokenizer cuts SentencePiece text otherwise; feed it tokenizer.json's ids"
+GENAI_NFC_LIMIT = "the tokenizer brings text to Unicode NFC first, onnxruntime-genai's own does not"
 CONVERSATIONS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("user", "Hi"),),
     (("system", "Answer in JSON."), ("user", "turn on  the light\n")),
@@ -71,6 +72,8 @@ def check_text(*, folder: Path, entry: str, reference: Path, probes: int) -> tup
         strings = followed(strings, limits=limits, specials=specials)
     else:
         strings = [text for text in strings if "\0" not in text]  # genai takes C strings, which end there
+        limits = _genai_limits(parsed)
+        strings = followed(strings, limits=limits, specials=specials)
     wanted = [list(ids) for ids in tokenizer(strings)["input_ids"]]
     files = [list(ids) for ids in beside(strings)["input_ids"]]
     text = [tokenizer.decode(ids, clean_up_tokenization_spaces=False).encode() for ids in wanted]
@@ -79,10 +82,10 @@ def check_text(*, folder: Path, entry: str, reference: Path, probes: int) -> tup
         engine = _llama_cpp(folder / entry, strings, wanted, limits=limits)
     else:
         plain = [i for i, string in enumerate(strings) if not any(special in string for special in specials)]
-        engine = _genai(folder, strings, wanted, plain=plain, tokenizer=tokenizer)
+        engine = _genai(folder, strings, wanted, plain=plain, tokenizer=tokenizer, limits=limits)
     counts: dict[str, int] = {}
     names = {identity: token for token, identity in tokenizer.get_vocab().items()}
-    failures = _vocabulary_failures(names, beside.get_vocab(), engine=engine)
+    failures = _vocabulary_failures(names, beside.get_vocab(), engine=engine, plain=_spaced(tokenizer))
     for name, what, ours, theirs in (
         ("tokenizer_differing", "tokenizer.json beside it tokenizes", wanted, files),
         ("engine_differing", f"{engine.name} tokenizes", wanted, engine.tokens),
@@ -112,7 +115,7 @@ def check_text(*, folder: Path, entry: str, reference: Path, probes: int) -> tup
 
 def followed(strings: list[str], *, limits: Sequence[str], specials: Sequence[str]) -> list[str]:
     """The strings that the engine's known limits do not touch."""
-    if NFC_LIMIT in limits:
+    if NFC_LIMIT in limits or GENAI_NFC_LIMIT in limits:
         strings = list(dict.fromkeys(unicodedata.normalize("NFC", text) for text in strings))
     if PREFIX_LIMIT in limits:
         strings = [s for s in strings if s[0] not in " ▁" and not any(special in s for special in specials)]
@@ -158,8 +161,22 @@ def _pieces(path: Path, sequences: list[list[int]]) -> list[bytes]:
         lib.llama_model_free(model)
 
 
-def _genai(folder: Path, strings: list[str], ids: list[list[int]], *, plain: list[int], tokenizer: Any) -> EngineText:
-    """onnxruntime-genai adds no BOS or EOS by itself: those of the tokenizer are put around its ids to compare."""
+def _genai_limits(parsed: dict[str, Any]) -> tuple[str, ...]:
+    """What onnxruntime-genai's own tokenizer passes over in a parsed tokenizer.json."""
+    sentencepiece = (GENAI_SPM_LIMIT,) if parsed["model"].get("byte_fallback") else ()
+    return sentencepiece + ((GENAI_NFC_LIMIT,) if (parsed.get("normalizer") or {}).get("type") == "NFC" else ())
+
+
+def _genai(
+    folder: Path,
+    strings: list[str],
+    ids: list[list[int]],
+    *,
+    plain: list[int],
+    tokenizer: Any,
+    limits: tuple[str, ...],
+) -> EngineText:
+    """onnxruntime-genai adds no BOS or EOS by itself and prints none: those of the tokenizer are put around its own."""
     import onnxruntime_genai as og
 
     own = og.Tokenizer(og.Model(str(folder)))
@@ -167,27 +184,39 @@ def _genai(folder: Path, strings: list[str], ids: list[list[int]], *, plain: lis
     begin = full.index(bare[0])
     lead, trail = full[:begin], full[begin + len(bare) :]
     found = read_json(folder / "genai_config.json")["model"]["eos_token_id"]
-    sentencepiece = bool(json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("byte_fallback"))
+    before, after = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in (lead, trail))
+
+    def printed(sequence: list[int]) -> bytes:
+        return f"{before}{own.decode(sequence[len(lead) : len(sequence) - len(trail)])}{after}".encode()
+
     return EngineText(
         name="onnxruntime-genai",
         vocabulary=None,
         tokens=[[*lead, *map(int, own.encode(text)), *trail] for text in strings],
-        decoded={i: own.decode(ids[i]).encode() for i in plain},
+        decoded={i: printed(ids[i]) for i in plain},
         template=read_json(folder / "tokenizer_config.json").get("chat_template"),
         ends=frozenset(found if isinstance(found, list) else [found]),
-        limits=(GENAI_SPM_LIMIT,) if sentencepiece else (),
-        judged=not sentencepiece,
+        limits=limits,
+        judged=GENAI_SPM_LIMIT not in limits,
     )
 
 
-def _vocabulary_failures(names: dict[int, str], beside: dict[str, int], *, engine: EngineText) -> list[str]:
-    """Every id must mean the same token, those that no probe reaches too."""
+def _spaced(tokenizer: Any) -> dict[int, str]:
+    """Added tokens of text, not of control, in which a GGUF writes spaces as they are, by id."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {i: token.content.replace("▁", " ") for i, token in added if "▁" in token.content and not token.special}
+
+
+def _vocabulary_failures(
+    names: dict[int, str], beside: dict[str, int], *, engine: EngineText, plain: dict[int, str]
+) -> list[str]:
+    """Every id must mean the same token, those that no probe reaches too; `plain` holds other spellings of some."""
     failures = []
     found = {"tokenizer.json beside it": {identity: token for token, identity in beside.items()}}
     if engine.vocabulary is not None:
         found[engine.name] = {identity: engine.vocabulary[identity] for identity in names}
     for place, tokens in found.items():
-        other = [identity for identity in sorted(names | tokens) if names.get(identity) != tokens.get(identity)]
+        other = [i for i in sorted(names | tokens) if tokens.get(i) not in (names.get(i), plain.get(i, names.get(i)))]
         if other:
             first = f"id {other[0]} is {tokens.get(other[0])!r}, not {names.get(other[0])!r}"
             failures.append(f"{place} has {len(other)} other tokens, first {first}")

@@ -303,7 +303,7 @@ def _gemma3(folder: Path) -> int:
 
 
 def _factors(*, step: float) -> list[float]:
-    return [1.0 + step * i for i in range(16)]
+    return [1.0 + step * i for i in range(24)]
 
 
 def _longrope(*, count: int) -> dict[str, Any]:
@@ -410,11 +410,12 @@ FAMILIES = {
     "phi4-mini": Family(
         model="Phi3ForCausalLM",
         settings={
+            "hidden_size": 256,
             "max_position_embeddings": 4 * LONG,
             "original_max_position_embeddings": LONG,
             "sliding_window": 4096,
             "tie_word_embeddings": True,
-            "rope_parameters": {**_longrope(count=12), "partial_rotary_factor": 0.75},
+            "rope_parameters": {**_longrope(count=24), "partial_rotary_factor": 0.75},
         },
         tokenizer=_phi4,
         pre="gpt-4o",

@@ -1,12 +1,16 @@
-"""Two GGUF files held against each other."""
+"""Two GGUF files held against each other, and logits against those of transformers."""
 
 from __future__ import annotations
 
+import random
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGUFReader
+
+from edgedistill.runtimes.base import open_session
 
 # Ours always says the flags that theirs leaves to rules about vocabulary sizes; the name is the folder's, unpolished.
 OURS_ALONE = {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix"}
@@ -32,3 +36,18 @@ def differences(ours: Path, theirs: Path) -> dict[str, Any]:
         elif left.data.tobytes() != right.data.tobytes():
             wrong[name] = float(np.abs(left.data.astype(np.float64) - right.data).max())
     return wrong
+
+
+def some_ids(count: int) -> list[int]:
+    draw = random.Random(1)
+    return [draw.randrange(300, 700) for _ in range(count)]
+
+
+def torch_logits(folder: Path, ids: list[int]) -> np.ndarray:
+    with closing(open_session("hf", folder, threads=1, context=len(ids), dtype="float32")) as session:
+        return session.logits(ids)
+
+
+def deviation(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Squared error over the variance of the logits: what half precision makes is below 1e-4, another model 1."""
+    return float(np.mean((found - wanted) ** 2) / np.var(wanted))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable
 from contextlib import closing
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from family_builders import FAMILIES, LONG, older_config
 from gguf import GGUFReader
-from gguf_comparing import DIFFERENT, OURS_ALONE, differences
+from gguf_comparing import DIFFERENT, OURS_ALONE, deviation, differences, some_ids, torch_logits
 
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import read_json, write_json
@@ -42,21 +41,6 @@ def converted(
     root = tmp_path_factory.mktemp("converted")
     oracle([(folder, root / f"{name}.gguf", FAMILIES[name].pre) for name, folder in family_folders.items()])
     return {name: root / f"{name}.gguf" for name in family_folders}
-
-
-def some_ids(count: int) -> list[int]:
-    draw = random.Random(1)
-    return [draw.randrange(300, 700) for _ in range(count)]
-
-
-def torch_logits(folder: Path, ids: list[int]) -> np.ndarray:
-    with closing(open_session("hf", folder, threads=1, context=len(ids), dtype="float32")) as session:
-        return session.logits(ids)
-
-
-def deviation(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Squared error over the variance of the logits: what half precision makes is below 1e-4, another model 1."""
-    return float(np.mean((found - wanted) ** 2) / np.var(wanted))
 
 
 def llama_cpp_deviations(path: Path, wanted: np.ndarray, ids: list[int], *, context: int) -> tuple[float, float]:
