@@ -8,8 +8,9 @@ environment, and who goes first alternates. Without a model, the embedded teache
 llama-bench is given what our engine sets: weights read and repacked, flash attention auto, f16 cache, batch = ubatch =
 512, a warm-up, as many repetitions. Its `tg` makes tokens from noise behind an equally filled cache; ours picks each
 token from the logits of the one before, which is part of decoding.
-The bare loop is onnxruntime-genai's documented one: generate_next_token and get_next_tokens, greedy, with the session
-options of the exported folder (its defaults: memory arena on), threads as asked.
+The bare loop is onnxruntime-genai's documented one: generate_next_token and get_next_tokens, greedy. It gets the very
+session options of our engine, so that `genai_decode_ratio` compares harnesses and nothing else; a third side of the
+same rounds keeps genai's default options, threads aside (memory arena on), for `genai_default_decode_ratio`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 from llama_bench_build import FLAGS, llama_bench
 
 from edgedistill.bench.block import run_block, worker_environment
+from edgedistill.bench.engine_genai import SESSION
 from edgedistill.bench.limits import usable_cores
 from edgedistill.bench.llama_interface import llama_interface
 from edgedistill.bench.model_shape import shape_of
@@ -111,10 +113,16 @@ def theirs(tool: Path, model: Path, *, cores: list[int]) -> Speeds:
     return found
 
 
-def bare(work: dict[str, Any]) -> Speeds:
-    """Median decode speed of the bare onnxruntime-genai loop in a process of its own."""
-    command = [sys.executable, __file__, "--bare-genai", json.dumps(work)]
+def bare(work: dict[str, Any], *, session: Mapping[str, Any]) -> Speeds:
+    """Median decode speed of the bare onnxruntime-genai loop in a process of its own, with those session options."""
+    command = [sys.executable, __file__, "--bare-genai", json.dumps({**work, "session": dict(session)})]
     return {"decode": statistics.median(json.loads(_pinned(command, cores=work["cores"]).splitlines()[-1]))}
+
+
+def sessions(threads: int) -> dict[str, dict[str, Any]]:
+    """Session options of each bare side: our engine's own, and genai's defaults with the threads asked for."""
+    wanted = {"intra_op_num_threads": threads}
+    return {"same_options": SESSION | wanted, "default_options": wanted}
 
 
 def bare_loop(work: dict[str, Any]) -> list[float]:
@@ -122,8 +130,7 @@ def bare_loop(work: dict[str, Any]) -> list[float]:
     import onnxruntime_genai as genai
 
     config = genai.Config(work["model"])
-    session = {"session_options": {"intra_op_num_threads": work["threads"]}}
-    config.overlay(json.dumps({"model": {"decoder": session}}))
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": work["session"]}}}))
     model = genai.Model(config)
     ids, count = work["shape"]["ids"], work["shape"]["decode"]
     speeds = []
@@ -143,19 +150,20 @@ def bare_loop(work: dict[str, Any]) -> list[float]:
     return speeds[work["shape"]["warmup"] :]
 
 
-def pairs(first: Callable[[], Speeds], second: Callable[[], Speeds], *, count: int) -> list[dict[str, Speeds]]:
-    """`count` pairs of both, the order alternating; ours is `first`."""
+def rounds(sides: Mapping[str, Callable[[], Speeds]], *, count: int) -> list[dict[str, Speeds]]:
+    """`count` rounds in which every side is measured once, the order alternating (AB, BA or ABC, CBA)."""
     found = []
     for i in range(count):
-        sides = [("ours", first), ("theirs", second)]
-        measured = {name: run() for name, run in (sides if i % 2 == 0 else sides[::-1])}
+        order = list(sides.items())
+        measured = {name: run() for name, run in (order if i % 2 == 0 else order[::-1])}
         found.append(measured)
-        print(f"pair {i + 1} of {count}: {json.dumps(measured)}", file=sys.stderr, flush=True)
+        print(f"round {i + 1} of {count}: {json.dumps(measured)}", file=sys.stderr, flush=True)
     return found
 
 
-def ratio(found: list[dict[str, Speeds]], name: str) -> float:
-    return round(statistics.median(pair["ours"][name] / pair["theirs"][name] for pair in found), 4)
+def ratio(found: list[dict[str, Speeds]], name: str, *, against: str) -> float:
+    """The median over rounds of our speed over that of the side `against`."""
+    return round(statistics.median(one["ours"][name] / one[against][name] for one in found), 4)
 
 
 def _pinned(command: list[str], *, cores: list[int]) -> str:
@@ -194,26 +202,33 @@ def main() -> None:
         genai = job("onnxruntime-genai", onnx, cores=cores, prefill=GENAI_PREFILL, steps=GENAI_STEPS)
     except EdgeDistillError as e:
         sys.exit(str(e))
-    llama = pairs(
-        lambda: ours(work), lambda: theirs(tool, options.model, cores=cores), count=options.pairs
-    )  # fmt: skip
-    onnx_pairs = pairs(lambda: ours(genai), lambda: bare(genai), count=options.pairs)
+    llama = rounds(
+        {"ours": lambda: ours(work), "theirs": lambda: theirs(tool, options.model, cores=cores)}, count=options.pairs
+    )
+    options_of = sessions(len(cores))
+    loops = {name: lambda session=session: bare(genai, session=session) for name, session in options_of.items()}
+    onnx_rounds = rounds({"ours": lambda: ours(genai), **loops}, count=options.pairs)
     headline = {
-        "llama_bench_decode_ratio": ratio(llama, "decode"),
-        "llama_bench_prefill_ratio": ratio(llama, "prefill"),
-        "genai_decode_ratio": ratio(onnx_pairs, "decode"),
+        "llama_bench_decode_ratio": ratio(llama, "decode", against="theirs"),
+        "llama_bench_prefill_ratio": ratio(llama, "prefill", against="theirs"),
+        "genai_decode_ratio": ratio(onnx_rounds, "decode", against="same_options"),
+        "genai_default_decode_ratio": ratio(onnx_rounds, "decode", against="default_options"),
     }
     result = {
-        "schema_version": 1,
+        "schema_version": 2,
         "headline": headline,
         "environment": environment() | {"preflight": state},
         "model": {"name": options.model.name, "sha256": sha256_file(options.model), "onnx": onnx.name},
         "settings": {
             "threads": len(cores), "cores": cores, "prefill": PREFILL, "decode": STEPS, "batch": BATCH,
-            "repetitions": REPETITIONS, "genai": {"prefill": GENAI_PREFILL, "decode": GENAI_STEPS}, "build": FLAGS,
+            "repetitions": REPETITIONS, "build": FLAGS,
+            "genai": {
+                "prefill": GENAI_PREFILL, "decode": GENAI_STEPS,
+                "session_options": {"ours": options_of["same_options"]} | options_of,
+            },
         },
         "llama_bench": llama,
-        "genai": onnx_pairs,
+        "genai": onnx_rounds,
     }  # fmt: skip
     options.out.parent.mkdir(exist_ok=True)
     write_json(options.out, result)

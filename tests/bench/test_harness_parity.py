@@ -6,13 +6,16 @@ import io
 import json
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from scripts_outside import ROOT, script
 
+from edgedistill.bench.block import run_block
+from edgedistill.bench.engine_genai import SESSION
 from edgedistill.bench.limits import usable_cores
 
 STAND_IN = """#!{python}
@@ -44,9 +47,9 @@ def test_sides_take_turns_and_the_ratio_is_ours_over_theirs(parity: ModuleType) 
         order.append("theirs")
         return {"decode": 4.0}
 
-    found = parity.pairs(ours, theirs, count=3)
+    found = parity.rounds({"ours": ours, "theirs": theirs}, count=3)
     assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
-    assert parity.ratio(found, "decode") == 0.5
+    assert parity.ratio(found, "decode", against="theirs") == 0.5
 
 
 def test_llama_bench_gets_our_settings_threads_and_cores(parity: ModuleType, tmp_path: Path) -> None:
@@ -71,8 +74,34 @@ def test_our_side_is_a_worker_and_the_bare_loop_a_process(parity: ModuleType, ti
     speeds = parity.ours(parity.job("llamacpp", tiny_gguf, cores=cores, prefill=16, steps=8))
     assert speeds.keys() == {"prefill", "decode"} and min(speeds.values()) > 0
     work = parity.job("onnxruntime-genai", tiny_onnx, cores=cores, prefill=16, steps=8)
-    assert parity.bare(work)["decode"] > 0 < parity.ours(work)["decode"]
-    assert len(parity.bare_loop(work)) == work["shape"]["repetitions"]
+    session = parity.sessions(1)["same_options"]
+    assert parity.bare(work, session=session)["decode"] > 0 < parity.ours(work)["decode"]
+    assert len(parity.bare_loop({**work, "session": session})) == work["shape"]["repetitions"]
+
+
+def test_the_bare_loop_gets_our_engine_s_session_options_and_its_defaults_apart(
+    parity: ModuleType, job: Callable[..., dict[str, Any]], tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = parity.sessions(1)
+    settings = run_block(job("onnxruntime-genai", tiny_onnx))["settings"]
+    assert given["same_options"] == {name: settings[name] for name in SESSION} | {"intra_op_num_threads": 1}
+    assert given["default_options"] == {"intra_op_num_threads": 1}
+
+    overlays: list[dict[str, Any]] = []
+
+    class Config:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tiny_onnx)
+
+        def overlay(self, text: str) -> None:
+            overlays.append(json.loads(text))
+            raise StopIteration
+
+    monkeypatch.setitem(sys.modules, "onnxruntime_genai", SimpleNamespace(Config=Config))
+    for session in given.values():
+        with pytest.raises(StopIteration):
+            parity.bare_loop({"model": str(tiny_onnx), "session": session})
+    assert [found["model"]["decoder"]["session_options"] for found in overlays] == list(given.values())
 
 
 def test_only_llama_cpp_is_unpacked_and_nothing_outside(
