@@ -48,7 +48,12 @@ def describe() -> dict:
         "kernel": platform.release(),
         "versions": _versions(),
         "speeds": {core: speeds.get(core, 0) for core in usable_cores()},
-        "engines": {"llamacpp": _llamacpp(), "onnxruntime-genai": _genai(), "torch": _torch()},
+        "engines": {
+            "llamacpp": _llamacpp(),
+            "onnxruntime-genai": _installed("onnxruntime", "onnxruntime_genai"),
+            "onnxruntime": _installed("onnxruntime"),
+            "torch": _installed("torch", "transformers"),
+        },
     }
 
 
@@ -103,13 +108,8 @@ def _llamacpp() -> dict:
         return {"missing": f"llama-cpp-python does not work ({e})"}
 
 
-def _genai() -> dict:
-    absent = [name for name in ("onnxruntime", "onnxruntime_genai") if importlib.util.find_spec(name) is None]
-    return {"missing": f"{' and '.join(absent)}{_are(absent)} not installed"} if absent else {}
-
-
-def _torch() -> dict:
-    absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+def _installed(*packages: str) -> dict:
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
     return {"missing": f"{' and '.join(absent)}{_are(absent)} not installed"} if absent else {}
 
 

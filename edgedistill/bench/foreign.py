@@ -1,4 +1,4 @@
-"""A model from elsewhere, measured as ours are: a GGUF file, an onnxruntime-genai folder or a Hugging Face folder.
+"""A model from elsewhere, measured as ours are: a GGUF file, an ONNX decoder or a Hugging Face folder.
 
 Nobody says what it is asked, so it gets the fixed shapes, their tokens drawn by a seed, and a memory pass of one such
 request.
@@ -9,24 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
+from edgedistill.bench.block import run_block
 from edgedistill.bench.derived import shipped_files
+from edgedistill.bench.limits import usable_cores
 from edgedistill.bench.model_shape import shape_of
+from edgedistill.bench.onnx_folder import find_graphs, the_graph
 from edgedistill.bench.preflight import preflight
 from edgedistill.bench.rounds import THIS_HOST, Protocol, Subject, measure_round, passes_of
 from edgedistill.bench.runner import Runner, open_runner
 from edgedistill.bench.shapes import seeded_ids
 from edgedistill.core.artifact import content_digest, list_files, load_artifact
 from edgedistill.core.errors import InputError
-from edgedistill.core.files import sha256_file
+from edgedistill.core.files import digest_of, sha256_file
 from edgedistill.core.host import environment
 from edgedistill.core.measurement import Measurement
 from edgedistill.core.runfolder import Reporter
 from edgedistill.core.target import Target, load_target
 
 TOKENS = 64  # of the memory pass's prompt, and of its answer
-PROBES = {"genai_config.json": "onnxruntime-genai", "config.json": "torch"}
+GENAI, PLAIN = "onnxruntime-genai", "onnxruntime"
 
 
 def measure_foreign(path: Path, *, targets: tuple[str, ...], blocks: int, report: Reporter) -> list[Measurement]:
@@ -38,6 +40,8 @@ def measure_foreign(path: Path, *, targets: tuple[str, ...], blocks: int, report
         MissingError: a target's device, or what reaches it, is not there.
     """
     subject = foreign_subject(path)
+    if subject.choice:
+        report.note(f"{subject.name} runs in {subject.engine}: {subject.choice['because']}")
     wanted = [load_target(name) for name in targets]
     with ExitStack() as stack:
         places = [(target, stack.enter_context(open_runner(target))) for target in wanted]
@@ -83,35 +87,65 @@ def foreign_subject(path: Path) -> Subject:
     Raises:
         InputError: it is none of the three, or is damaged.
     """
-    engine, model = _engine(path)
+    engine, model, because = _engine(path)
     shape = shape_of(engine, model)
     ids = seeded_ids(vocab=shape.vocab, count=TOKENS)
     return Subject(
         name=path.stem if path.is_file() else path.name,
         engine=engine,
         path=model.resolve(),
-        digest=sha256_file(model) if model.is_file() else content_digest(list_files(model)),
+        digest=_digest(model),
         slow=engine == "torch",
         end_ids=(),
         rounds=((ids,),),
         shape_ids=ids,
         shape=shape,
         foreign=True,
+        choice={"engine": engine, "because": because} if because else {},
     )
 
 
-def _engine(path: Path) -> tuple[str, Path]:
+def _engine(path: Path) -> tuple[str, Path, str]:
+    """Engine, the path it opens, and why it is that one where another could be expected."""
     if path.is_file() and path.suffix == ".gguf":
-        return "llamacpp", path
-    found: Any = None
+        return "llamacpp", path, ""
+    if path.is_file() and path.suffix == ".onnx":
+        return PLAIN, path, "a graph was named, not a folder"
     if (path / "artifact.json").is_file():
         artifact = load_artifact(path)
-        found = ("llamacpp", path / artifact.entry) if artifact.format == "gguf" else ("onnxruntime-genai", path)
-    else:
-        found = next(((engine, path) for name, engine in PROBES.items() if (path / name).is_file()), None)
-    if found is None:
-        raise InputError(
-            f"expected a .gguf file, or a folder with {' or '.join(PROBES)}, found neither at {path}; "
-            "name a model, a run's folder or a recipe"
-        )
-    return found
+        return ("llamacpp", path / artifact.entry, "") if artifact.format == "gguf" else (GENAI, path, "")
+    refused = "there is no genai_config.json"
+    if (path / "genai_config.json").is_file():
+        refused = _refusal(path)
+        if not refused:
+            return GENAI, path, ""
+    if find_graphs(str(path)) and not any(path.glob("*.safetensors")):
+        the_graph(str(path))
+        return PLAIN, path, refused
+    if (path / "config.json").is_file():
+        return "torch", path, ""
+    raise InputError(
+        f"expected a .gguf or .onnx file, or a folder with genai_config.json, config.json or one .onnx file, found "
+        f"neither at {path}; name a model, a run's folder or a recipe"
+    )
+
+
+def _refusal(folder: Path) -> str:
+    """Why onnxruntime-genai does not run the folder; empty if it does: a worker loads it and makes two tokens."""
+    shape = {"ids": [0], "decode": 2, "warmup": 0, "repetitions": 1}
+    job = {
+        "engine": GENAI, "model": str(folder.resolve()), "workloads": ["shape"], "threads": 1,
+        "cores": usable_cores()[-1:], "context": 32, "batch": 32, "shape": shape,
+    }  # fmt: skip
+    reason = run_block(job)["rows"][0].get("invalid")
+    return f"onnxruntime-genai refuses it: {reason}" if reason else ""
+
+
+def _digest(model: Path) -> str:
+    """Digest of a file, of a graph and its weights beside it, or of a folder."""
+    if model.is_dir():
+        return content_digest(list_files(model))
+    if model.suffix != ".onnx":
+        return sha256_file(model)
+    weights = sorted(path for path in model.parent.glob(f"{model.name}[._]data*") if path.is_file())
+    return digest_of([[path.name, sha256_file(path)] for path in (model, *weights)])

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from edgedistill.bench.onnx_folder import geometry, the_graph
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import inside, read_json
 from edgedistill.runtimes.gguf_file import GgufFile, read_gguf
@@ -36,12 +37,12 @@ class ModelShape:
 
 
 def shape_of(engine: str, path: Path) -> ModelShape:
-    """Read the shape of a GGUF file, an onnxruntime-genai folder or a Hugging Face folder; weights are not read.
+    """Read the shape of a GGUF file, an ONNX or a Hugging Face folder as `engine` opens it; weights are not read.
 
     Raises:
         InputError: a file is damaged, or does not say what is needed.
     """
-    read = {"llamacpp": _gguf, "onnxruntime-genai": _genai, "torch": _hugging_face}
+    read = {"llamacpp": _gguf, "onnxruntime-genai": _genai, "onnxruntime": _onnx, "torch": _hugging_face}
     try:
         return read[engine](path)
     except (KeyError, TypeError, ValueError, IndexError) as e:
@@ -94,11 +95,19 @@ def _hugging_face(folder: Path) -> ModelShape:
 
 
 def _genai(folder: Path) -> ModelShape:
+    config = read_json(folder / "genai_config.json")["model"]["decoder"]
+    return _decoder(inside(folder, config["filename"]), past=config["inputs"]["past_key_names"].replace("%d", "0"))
+
+
+def _onnx(path: Path) -> ModelShape:
+    return _decoder(Path(the_graph(str(path))), past="past_key_values.0.key")
+
+
+def _decoder(path: Path, *, past: str) -> ModelShape:
     import onnx
 
-    config = read_json(folder / "genai_config.json")["model"]
-    decoder = config["decoder"]
-    graph = onnx.load(str(inside(folder, decoder["filename"])), load_external_data=False).graph
+    said = geometry(str(path))
+    graph = onnx.load(str(path), load_external_data=False).graph
     rows: set[str] = set()
     whole: set[str] = set()
     for node in graph.node:
@@ -107,10 +116,12 @@ def _genai(folder: Path) -> ModelShape:
     for tensor in graph.initializer:
         size = prod(tensor.dims) * _item_bytes(tensor.data_type)
         weights += size if tensor.name in whole or tensor.name not in rows else size / max(tensor.dims[0], 1)
-    past = next(i for i in graph.input if i.name == decoder["inputs"]["past_key_names"].replace("%d", "0"))
-    item = _item_bytes(past.type.tensor_type.elem_type)
-    cache = 2 * item * decoder["head_size"] * decoder["num_key_value_heads"] * decoder["num_hidden_layers"]
-    return ModelShape(config["context_length"], config["vocab_size"], round(weights), round(cache))
+    kind = next((value for value in graph.input if value.name == past), None)
+    if kind is None:
+        raise InputError(f"expected a decoder with a KV cache, found {path} without the input {past}; export it so")
+    item = _item_bytes(kind.type.tensor_type.elem_type)
+    cache = 2 * item * said["width"] * said["kv_heads"] * said["layers"]
+    return ModelShape(said["context"], said["vocab"], round(weights), round(cache))
 
 
 def _item_bytes(kind: int) -> float:

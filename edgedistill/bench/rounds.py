@@ -44,7 +44,8 @@ class Subject:
 
     `slow` models answer each prompt of a round once and run the fixed shape once. `texts` are the rounds' prompts
     before tokenizing, `shape` what the model's files say of it, and `foreign` models come from elsewhere: their
-    prompts are tokens drawn by a seed.
+    prompts are tokens drawn by a seed. `options` go to the engine as they are; `choice` is what its rows tell of how
+    engine and options were chosen.
     """
 
     name: str
@@ -58,6 +59,8 @@ class Subject:
     texts: tuple[tuple[str, ...], ...] = ()
     shape: ModelShape | None = None
     foreign: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    choice: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def block_job(
     longest = max(length for length, _ in asks)
     streams = next((int(name.partition("-")[2]) for name in workloads if name.startswith("streams-")), 1)
     expected = [row.outputs[i % len(row.outputs)][:EXPECTED_TOKENS] for row in answers for i in range(count)]
-    options: dict[str, Any] = {"interface": llama_interface()} if subject.engine == "llamacpp" else {}
+    options = dict(subject.options) | ({"interface": llama_interface()} if subject.engine == "llamacpp" else {})
     return {
         "engine": subject.engine,
         "model": str(subject.path),
@@ -252,6 +255,7 @@ def _common(
         **{name: job[name] for name in ("threads", "context", "batch", "max_new_tokens", "warmup")},
         "prompts": len(job["prompts"]),
         "memory_limit_wanted_bytes": target.limits.memory_bytes or None,
+        **({"choice": dict(subject.choice)} if subject.choice else {}),
     }
     started = now()
     return lambda engine, found: {

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
     from edgedistill.bench.engine import Engine
 
-ENGINES = {"llamacpp": "engine_llamacpp", "onnxruntime-genai": "engine_genai", "torch": "engine_torch"}
+ENGINES = {
+    "llamacpp": "engine_llamacpp",
+    "onnxruntime-genai": "engine_genai",
+    "onnxruntime": "engine_onnxruntime",
+    "torch": "engine_torch",
+}
 
 
 def run_job(job: dict) -> dict:

@@ -14,7 +14,7 @@ import pytest
 
 from edgedistill.bench.worker_zip import MAIN, ROOT, worker_files, worker_zip
 
-ENGINES = {"torch", "transformers", "tokenizers", "llama_cpp"}
+ENGINES = {"torch", "transformers", "tokenizers", "llama_cpp", "numpy", "onnxruntime"}
 
 
 @pytest.fixture
@@ -57,6 +57,7 @@ def test_it_describes_a_board_with_and_without_engines(pyz: Path) -> None:
     assert {name: engine["missing"] for name, engine in bare["engines"].items()} == {
         "llamacpp": "llama-cpp-python is not installed",
         "onnxruntime-genai": "onnxruntime and onnxruntime_genai are not installed",
+        "onnxruntime": "onnxruntime is not installed",
         "torch": "torch and transformers are not installed",
     }
 
