@@ -156,14 +156,14 @@ STAGES: dict[str, Stage] = {
         Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
         Stage(
             "bench",
-            2,
+            3,
             "edgedistill.bench.stage:run",
             _bench,
             ("data/gold.jsonl", "data/prompts.jsonl", "teacher", "export"),
         ),
         Stage(
             "gate",
-            2,
+            3,
             "edgedistill.gate.stage:run",
             _gate,
             ("data", "teacher", "synth", "train", "export", "eval", "bench"),

@@ -25,6 +25,7 @@ from edgedistill.bench.rounds import (
     write_rounds,
 )
 from edgedistill.bench.runner import Runner, open_runner
+from edgedistill.bench.torch_settings import in_best_setting
 from edgedistill.core.artifact import content_digest, damaged_file, load_artifact
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
@@ -89,8 +90,15 @@ def _measure(context: StageContext, targets: Sequence[Target], runners: Mapping[
             done += per_round[pair]
             continue
         counter = itertools.count(done)
+        asked = [
+            in_best_setting(
+                subject, target=target, cores=cores[target.id], protocol=protocol, run=runners[target.id].run,
+                folder=context.folder, device=_device(runners[target.id], protocol),
+            )
+            for subject in subjects
+        ]  # fmt: skip
         rows[target.id, pair] = measure_round(
-            subjects,
+            asked,
             target=target,
             pair=pair,
             cores=cores[target.id],
@@ -104,6 +112,11 @@ def _measure(context: StageContext, targets: Sequence[Target], runners: Mapping[
         done += per_round[pair]
         write_rounds(context.folder, rows)
     return rows
+
+
+def _device(runner: Runner, protocol: Protocol) -> Any:
+    """What identifies the machine that a runner measures on."""
+    return runner.environment.get("device", protocol.environment.get("host_id"))
 
 
 def _environment(subjects: Sequence[Subject], cores: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -133,12 +133,13 @@ def _tried(data: RunData, metric: Metric, *, model: str, target: str | None) -> 
 
 
 def _conditions(data: RunData, *, model: str, target: str | None) -> dict[str, Any]:
-    """What the figures rest on: the engine, the settings that all rows share, the weakest evidence, the rounds."""
+    """What the figures rest on: the engine, how its setting was chosen, threads, the weakest evidence, the rounds."""
     rows = [row for row in data.measurements if row.model == model and row.target == target]
     return {
         "engine": ", ".join(sorted({row.engine for row in rows})) or None,
         "evidence": min((row.evidence for row in rows), key=EVIDENCE.index, default=None),
         "threads": _shared([row.settings.get("threads") for row in rows]),
+        "choice": _shared([row.settings.get("choice") for row in rows]),
         "blocks": {w: n for w in WORKLOADS if (n := len({row.pair for row in rows if row.workload == w}))} or None,
     }
 

@@ -20,7 +20,7 @@ TEACHER = "teacher"
 TIMES = ("ms", "tokens/s", "requests/h")
 # What must have been the same for two rows to be comparable; other settings vary by round or say how it went.
 CONDITIONS = ("threads", "max_new_tokens", "warmup", "prompts", "prefill_tokens", "decode_tokens", "repetitions",
-              "memory_limit_wanted_bytes")  # fmt: skip
+              "memory_limit_wanted_bytes", "dtype", "compiled")  # fmt: skip
 
 
 def baseline_of(data: RunData) -> RunData:

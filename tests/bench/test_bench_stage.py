@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 from bench_cgroup import require_memory_group
 
-from edgedistill.bench import block, rounds, runner_local, stage
+from edgedistill.bench import block, rounds, runner_local, stage, torch_settings
 from edgedistill.bench.derived import memory_speed
 from edgedistill.bench.limits import usable_cores
 from edgedistill.core.artifact import Artifact, content_digest, list_files
@@ -29,6 +29,7 @@ QUICK = {
     *(Metric.PREFILL_TOKENS_PER_S, Metric.DECODE_TOKENS_PER_S, Metric.LOAD_PEAK_BYTES),
     *(Metric.PEAK_RSS_BYTES, Metric.PEAK_ANON_BYTES, Metric.PEAK_FILE_BYTES),
 }
+SPEEDS = {"prefill_tokens_per_s": [1.0], "decode_tokens_per_s": [1.0]}
 MODELS = {"teacher": "torch", "gguf-f16": "llamacpp", "onnx-fp32": "onnxruntime-genai"}
 
 
@@ -130,6 +131,7 @@ def test_the_full_profile_measures_every_metric_or_says_why_not(
 ) -> None:
     require_memory_group()
     monkeypatch.setattr(rounds, "memory_speed", lambda cores: memory_speed(cores, total_bytes=16 << 20))
+    monkeypatch.setattr(torch_settings, "COMPILE_S", 0.5)
     context = context_of(tiny_run, profile="full", blocks=1, targets=["mobile-class"], sustained_s=0.2)
     context.folder.mkdir()
     stage.run(context)
@@ -144,6 +146,11 @@ def test_the_full_profile_measures_every_metric_or_says_why_not(
     assert {metric for row in rows for metric in row.samples} == bench - without
     assert energy.not_measured == (energy.environment["preflight"]["energy"] if without else None)
     assert by_name["onnx-fp32", "streams-2"].not_measured == "onnxruntime-genai answers one request at a time here"
+    choices = [by_name["teacher", workload].settings["choice"] for workload in get_args(Workload)]
+    assert all(choice == choices[0] for choice in choices) and choices[0]["probed_on"] == "mobile-class"
+    assert choices[0]["chosen"] == f"{by_name['teacher', 'shape'].settings['dtype']}, eager"
+    assert choices[0]["tried"][2]["refused"] == "the worker gave no result within 0.5 s"
+    assert "choice" not in by_name["gguf-f16", "shape"].settings
     # The tiny model has room for 512 tokens: 512 + 128 is no error, and says why.
     long = by_name["gguf-f16", "shape-512-128"]
     assert long.not_measured == "the model's context of 512 tokens is shorter than the 640 of shape-512-128"
@@ -180,7 +187,7 @@ def test_a_failing_model_leaves_invalid_rows_and_the_sweep_goes_on(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fake(job: dict[str, Any], **named: Any) -> dict[str, Any]:
-        good = {"samples": {"response_ms": [1.0]}, "outputs": [[1]] * len(job["prompts"])}
+        good = {"samples": {"response_ms": [1.0]} | SPEEDS, "outputs": [[1]] * len(job["prompts"])}
         row = {"invalid": "it is broken"} if job["engine"] == "llamacpp" else good
         rows = [{"workload": workload} | row for workload in job["workloads"]]
         limits = {"memory_limit_missing": "no group"} if named["memory_bytes"] else {}
@@ -216,7 +223,7 @@ def test_rounds_of_another_device_are_measured_again(tiny_run: Path, monkeypatch
 
         def run(self, job: dict[str, Any], **_: Any) -> dict[str, Any]:
             asked.append(self.environment["device"]["id"])
-            row = {"samples": {"response_ms": [1.0]}, "outputs": [[1]] * len(job["prompts"])}
+            row = {"samples": {"response_ms": [1.0]} | SPEEDS, "outputs": [[1]] * len(job["prompts"])}
             rows = [{"workload": workload} | row for workload in job["workloads"]]
             return {"engine": job["engine"], "settings": {}, "rows": rows, "environment": self.environment}
 
@@ -234,7 +241,8 @@ def test_rounds_of_another_device_are_measured_again(tiny_run: Path, monkeypatch
 
     for name in ("first", "first", "second"):
         measure(name)
-    assert asked == ["first"] * 6 + ["second"] * 6 and closed == ["first", "first", "second"]
+    # Two probes of the teacher's settings, then six blocks.
+    assert asked == ["first"] * 8 + ["second"] * 8 and closed == ["first", "first", "second"]
     assert {row.environment["device"]["id"] for row in read(tiny_run)} == {"second"}
     assert {row.environment["host_id"] for row in read(tiny_run)} == {host_id()}
 
