@@ -26,6 +26,14 @@ MODELS: tuple[tuple[str, str, str, Role], ...] = (
     ("student", "train", "student", "student"),
 )
 FP32_BYTES = 4
+ARCHITECTURE = {
+    "num_hidden_layers": "layers",
+    "hidden_size": "hidden",
+    "intermediate_size": "FFN",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "KV heads",
+    "vocab_size": "vocabulary",
+}
 
 
 def read_run(run: Path, *, host_id: str) -> RunData:
@@ -64,6 +72,19 @@ def read_parity(run: Path) -> dict[str, Mapping[str, Any]]:
     found = {}
     for path in sorted((run / FOLDERS["export"]).glob("*/artifact.json")):
         found[path.parent.name] = read_json(path).get("parity") or {}
+    return found
+
+
+def read_architectures(run: Path) -> dict[str, str]:
+    """Teacher and student → what they are made of, as their config.json says it; a model without one is left out."""
+    found = {}
+    for name, stage, below, _ in MODELS:
+        path = run / FOLDERS[stage] / below / "config.json"
+        if name in ("teacher", "student") and path.is_file():
+            config = read_json(path)
+            parts = [str(config.get("model_type", "unknown kind"))]
+            parts += [f"{label} {config[key]}" for key, label in ARCHITECTURE.items() if config.get(key) is not None]
+            found[name] = ", ".join(parts)
     return found
 
 

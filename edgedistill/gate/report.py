@@ -10,12 +10,13 @@ from typing import Any
 from edgedistill.core.artifact import Manifest
 from edgedistill.core.budget import Check, Verdict
 from edgedistill.core.metric import METRICS
+from edgedistill.core.sequential import Look
 from edgedistill.gate.plots import Line, Point, curves, scatter, thin
+from edgedistill.gate.proof import NONE, proof_table
 from edgedistill.gate.rundata import ROLES
 from edgedistill.gate.words import number, quantity, span, times
 from edgedistill.gate.written import interval_text
 
-NONE = "–"
 ARMS = {"student": "student", "control": "control"}
 
 
@@ -27,6 +28,8 @@ def render_report(
     parity: Mapping[str, Mapping[str, Any]],
     manifests: Sequence[tuple[str, Manifest]],
     counts: Sequence[tuple[str, Any, str]],
+    looks: Sequence[Look] = (),
+    architecture: Mapping[str, str] | None = None,
 ) -> str:
     """The report as HTML; equal inputs give equal bytes.
 
@@ -35,6 +38,8 @@ def render_report(
         parity: variant → the proof of its artifact.
         manifests: (folder name, manifest) of each stage, in order.
         counts: (what, how many, the file that says so) of the data.
+        looks: where growing measurements are judged, and how strictly; none: once.
+        architecture: model → what it is made of.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -58,7 +63,8 @@ def render_report(
         comparison=comparison,
         summary=_summary(verdict, manifests),
         headlines=_headlines(rows, comparison["targets"]),
-        checks=[_check(check) for check in verdict.checks],
+        rule=_rule(comparison["confidence"], looks),
+        checks=[_check(check, confidence=comparison["confidence"]) for check in verdict.checks],
         targets=_targets(rows, comparison["targets"]),
         quality=_first_of_each(rows),
         problems=list(dict.fromkeys(problem for row in rows for problem in row["problems"])),
@@ -67,8 +73,8 @@ def render_report(
         counts=[
             (name, number(value) if isinstance(value, int | float) else value, path) for name, value, path in counts
         ],
-        parity=_parity(parity),
-        provenance=_provenance(verdict, comparison, manifests),
+        parity=proof_table(parity),
+        provenance=_provenance(verdict, comparison, manifests, architecture or {}),
         stages=[_stage(folder, manifest) for folder, manifest in manifests],
         definitions=[(metric.value, f"{info.definition} ({info.unit})") for metric, info in METRICS.items()],
     )
@@ -111,16 +117,33 @@ def _targets(rows: Sequence[Mapping[str, Any]], targets: Sequence[str]) -> list[
     return found
 
 
-def _check(check: Check) -> dict[str, Any]:
+def _rule(confidence: float, looks: Sequence[Look]) -> str:
+    """At which confidence intervals are judged, the looks of growing measurements each with its own."""
+    if len(looks) < 2:
+        return f"the whole {number(100 * confidence)} % interval"
+    each = ", ".join(f"{_confidence(look.confidence)} with {look.blocks} blocks" for look in looks)
+    return (
+        f"its whole interval ({each}: as further blocks may be measured, each look is stricter than the "
+        f"{number(100 * confidence)} % asked for, so that all together err no more often)"
+    )
+
+
+def _confidence(value: float) -> str:
+    return f"{100 * value:.4g} %"
+
+
+def _check(check: Check, *, confidence: float) -> dict[str, Any]:
     def shown(value: float) -> str:
         return times(value) if check.against else quantity(value, check.unit)
 
     sign = "≤" if check.limit_kind.startswith("max") else "≥"
     whose = f" {check.against}" if check.against else ""
+    own = check.confidence != confidence and check.low != check.high
     return {
         "check": check,
         "estimate": NONE if check.estimate is None else shown(check.estimate),
         "spread": interval_text(check),
+        "at": f"at {_confidence(check.confidence)}" if own else "",
         "limit": f"{sign} {shown(check.limit)}{whose}",
         "bar": _bar(check),
     }
@@ -177,37 +200,16 @@ def _training(metrics: Sequence[Mapping[str, Any]]) -> str | None:
     return curves(lines, series=tuple(ARMS), x="step", y="nats per token", title="Training")
 
 
-def _parity(parity: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """One column a variant, one row a figure; the bounds that every finished export keeps are left out."""
-    flat = {
-        variant: dict(_flat({k: v for k, v in proof.items() if k != "bounds"})) for variant, proof in parity.items()
-    }
-    names = list(dict.fromkeys(name for cells in flat.values() for name in cells))
-    return {
-        "variants": list(flat),
-        "rows": [(name, [cells.get(name, NONE) for cells in flat.values()]) for name in names],
-    }
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found = []
-    for name, inner in value.items():
-        label = f"{prefix} {name}".strip().replace("_", " ")
-        if isinstance(inner, Mapping):
-            found += _flat(inner, label)
-        elif isinstance(inner, bool):
-            found.append((label, "yes" if inner else "no"))
-        elif isinstance(inner, int | float):
-            found.append((label, number(inner)))
-        elif inner is not None:
-            found.append((label, ", ".join(map(str, inner)) or "none" if isinstance(inner, list) else str(inner)))
-    return found
-
-
 def _provenance(
-    verdict: Verdict, comparison: Mapping[str, Any], manifests: Sequence[tuple[str, Manifest]]
+    verdict: Verdict,
+    comparison: Mapping[str, Any],
+    manifests: Sequence[tuple[str, Manifest]],
+    architecture: Mapping[str, str],
 ) -> list[tuple[str, str]]:
-    found = [("run", verdict.run), ("host", str(comparison["host_id"]))]
+    found = [("recipe", verdict.run), *architecture.items()]
+    if manifests:
+        found.append(("all stages together", _duration(sum(manifest.seconds for _, manifest in manifests))))
+    found.append(("host", str(comparison["host_id"])))
     if manifests:
         environment = manifests[-1][1].environment
         hardware = environment.get("hardware", {})
@@ -219,6 +221,15 @@ def _provenance(
     evidence = {row["target"]: row["evidence"] for row in comparison["rows"] if row["evidence"]}
     found.append(("evidence", ", ".join(f"{target}: {what}" for target, what in evidence.items()) or NONE))
     return [*found, ("budgets", verdict.inputs.get("budgets", NONE))]
+
+
+def _duration(seconds: float) -> str:
+    """`48 s`, `12 min 5 s`, `3 h 4 min`."""
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {left} s" if minutes else f"{left} s"
 
 
 def _stage(folder: str, manifest: Manifest) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from edgedistill.core.sequential import plan_looks
 from edgedistill.gate.baseline import make_baseline, read_baseline
 from edgedistill.gate.check import judge
 from edgedistill.gate.compare import compare
-from edgedistill.gate.inputs import read_manifests, read_metrics, read_parity, read_run
+from edgedistill.gate.inputs import read_architectures, read_manifests, read_metrics, read_parity, read_run
 from edgedistill.gate.suggest import suggest
 from edgedistill.gate.written import junit, markdown
 
@@ -79,6 +79,8 @@ def run(context: StageContext) -> None:
         parity=read_parity(context.run),
         manifests=manifests,
         counts=_counts(manifests),
+        looks=looks,
+        architecture=read_architectures(context.run),
     )
     if verdict.outcome == "pass":
         # What no budget judged has not passed, whatever the recipe would ship.

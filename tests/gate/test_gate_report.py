@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from edgedistill.core.budget import Verdict
-from edgedistill.core.files import read_json, read_jsonl, write_jsonl
+from edgedistill.core.files import read_json, read_jsonl, write_json, write_jsonl
 from edgedistill.core.recipe import Recipe
+from edgedistill.core.sequential import plan_looks
 from edgedistill.gate.plots import Line, Point, curves, scatter, thin
+from edgedistill.gate.proof import proof_table
 from edgedistill.gate.words import number, one_line, quantity, span
 
 Gate = Callable[[Path, Recipe], tuple[Path, list[str]]]
@@ -81,12 +83,86 @@ def test_everything_the_verdict_rests_on_is_in_the_report(
         assert model in text
     for said in (
         "Accuracy against size", "Speed against size on local-cpu", "Speed against size on mobile-class",
-        "student, not trained on", "cached kld nats", "2,594", "6 truncated", "mobile-class: constrained",
+        "student, not trained on", "student, token by token through the KV cache",
+        "2,594", "6 truncated", "mobile-class: constrained",
         "50-bench/local-cpu/*/*.jsonl", "20-train/metrics.jsonl", "10-synth/manifest.json",
         *(digest[:12] for digest in found.inputs.values()),
     ):  # fmt: skip
         assert said in text
     assert html.count("<svg ") == 4
+
+
+def test_the_teacher_s_setting_is_told_with_the_reason(
+    run: Path, recipe: Callable[..., Recipe], run_gate: Gate
+) -> None:
+    choice = {"chosen": "float32, eager", "because": "a request takes 2500 ms; bfloat16, eager 3000 ms", "tried": []}
+    for path in (run / "50-bench" / "local-cpu" / "teacher").glob("*.jsonl"):
+        rows = read_jsonl(path)
+        write_jsonl(path, [row | {"settings": row["settings"] | {"choice": choice}} for row in rows])
+    folder, _ = run_gate(run, recipe())
+    text = " ".join(" ".join(parsed((folder / "report.html").read_text(encoding="utf-8")).text).split())
+    assert text.count(f"teacher runs as {choice['chosen']}, its fastest that answers alike: {choice['because']}.") == 1
+    found = {(r["model"], r["target"]): r["choice"] for r in read_json(folder / "comparison.json")["rows"]}
+    assert found["teacher", "local-cpu"] == choice and found["teacher", "mobile-class"] is None
+
+
+def text_of(folder: Path) -> str:
+    return " ".join(" ".join(parsed((folder / "report.html").read_text(encoding="utf-8")).text).split())
+
+
+def test_the_proof_is_told_in_words(run: Path, recipe: Callable[..., Recipe], run_gate: Gate) -> None:
+    folder, _ = run_gate(run, recipe())
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    names = re.findall(r'<tr><td class="l">([^<]+)</td><td>', html.partition("Equal to the student")[2])
+    assert {"of them tokenized otherwise by the engine", "same top token as the student, in one pass"} <= set(names)
+    inner = ("engine differing", "kld nats", "top1", "end ids", "cached", "fresh")
+    assert not [name for name in names for word in inner if word in name]
+    table = proof_table({
+        "a": {"fresh": {"kld_nats": 0.012, "top1_ratio": 0.955, "new_figure": 3}, "text": {"limits": []}},
+        "b": {"text": {"chat_template": True, "end_ids": [0, 2]}, "bounds": {"max": 1}},
+    })  # fmt: skip
+    assert dict(table["rows"]) == {
+        "KL divergence from the student, in one pass": ["0.012 nats", "–"],
+        "same top token as the student, in one pass": ["95.5 %", "–"],
+        "new figure, in one pass": ["3", "–"],
+        "known limits of the engine's tokenizer": ["none", "–"],
+        "chat template, rendered alike": ["–", "yes"],
+        "token ids that end an answer": ["–", "0, 2"],
+    }
+
+
+def test_one_thread_is_no_plural(run: Path, recipe: Callable[..., Recipe], run_gate: Gate) -> None:
+    for path in (run / "50-bench" / "mobile-class").glob("*/*.jsonl"):
+        write_jsonl(path, [row | {"settings": row["settings"] | {"threads": 1}} for row in read_jsonl(path)])
+    folder, _ = run_gate(run, recipe())
+    text = text_of(folder)
+    assert ", 1 thread " in text and ", 2 threads " in text and "1 threads" not in text
+
+
+def test_the_confidence_of_each_look_is_told(run: Path, recipe: Callable[..., Recipe], run_gate: Gate) -> None:
+    folder, _ = run_gate(run, recipe())
+    assert "kept when the whole 95 % interval keeps it" in text_of(folder)
+    folder, _ = run_gate(run, recipe(gate={"settle_blocks": 6}, bench={"blocks": 6}))
+    looks, text = plan_looks(blocks=6, further=6, confidence=0.95), text_of(folder)
+    for look in looks:
+        assert f"{100 * look.confidence:.4g} % with {look.blocks} blocks" in text
+    used = {check.confidence for check in Verdict.model_validate(read_json(folder / "verdict.json")).checks}
+    assert looks[0].confidence in used
+    assert f"at {100 * looks[0].confidence:.4g} %" in text and "the whole 95 % interval" not in text
+
+
+def test_recipe_architecture_and_time_of_all_stages_are_told(
+    run: Path, recipe: Callable[..., Recipe], run_gate: Gate
+) -> None:
+    config = {"model_type": "llama", "num_hidden_layers": 8, "hidden_size": 576, "vocab_size": 8192}
+    write_json(run / "20-train" / "student" / "config.json", config)
+    manifest = read_json(run / "20-train" / "manifest.json")
+    write_json(run / "20-train" / "manifest.json", manifest | {"seconds": 3900.4})
+    folder, _ = run_gate(run, recipe())
+    text = text_of(folder)
+    assert "recipe synthetic" in text
+    assert "student llama, layers 8, hidden 576, vocabulary 8192" in text and "teacher llama" in text
+    assert "all stages together 1 h 5 min" in text
 
 
 def test_what_came_from_outside_is_escaped(run: Path, recipe: Callable[..., Recipe], run_gate: Gate) -> None:
