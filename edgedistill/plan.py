@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.core.artifact import Manifest
-from edgedistill.core.config import apply_overrides, did_you_mean, validate
+from edgedistill.core.config import did_you_mean, validate_overridden
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import read_json, sha256_file, write_json
 from edgedistill.core.host import host_id, now
@@ -181,7 +181,7 @@ def resolve(reference: str, overrides: tuple[str, ...] = (), *, runs_dir: Path =
     folder = Path(reference)
     if (folder / LOCK_FILE).is_file():
         data = read_json(folder / LOCK_FILE)
-        recipe = validate(Recipe, apply_overrides(data, overrides), source=str(folder / LOCK_FILE))
+        recipe = validate_overridden(Recipe, data, overrides, source=str(folder / LOCK_FILE))
         return Run(recipe, folder, _source_of(folder))
     if folder.is_dir():
         raise InputError(f"expected a run folder, found no {LOCK_FILE} in {folder}; name a recipe or a run's folder")

@@ -16,6 +16,7 @@ from edgedistill.cli.follow import verdict_of
 from edgedistill.cli.progress import reporter
 from edgedistill.cli.sarif import sarif
 from edgedistill.core.budget import Verdict
+from edgedistill.core.errors import InputError
 from edgedistill.core.files import atomic_path, write_json
 from edgedistill.core.runfolder import FOLDERS
 
@@ -41,8 +42,10 @@ def gate(
         outputs: `junit`, `sarif`, `badge`, `summary` → where to write; None: nowhere.
 
     Raises:
+        InputError: a file to write is a folder.
         StageError: a stage before the gate is not done, so there is nothing to judge.
     """
+    _require_no_folders({**outputs, "save-baseline": None if save_baseline is None else baseline_path(save_baseline)})
     if baseline is not None:
         overrides = (*overrides, f"gate.baseline={json.dumps(str(baseline.resolve()))}")
     run = plan.resolve(reference, overrides, runs_dir=runs_dir)
@@ -75,6 +78,13 @@ def gate(
         # On stderr, which the runner reads too: stdout may be JSON for another program.
         print("\n".join(github.annotations(verdict, places)), file=sys.stderr)
     return verdict, folder
+
+
+def _require_no_folders(outputs: Mapping[str, Path | None]) -> None:
+    for name, path in outputs.items():
+        if path is not None and path.is_dir():
+            option = {"summary": "github-summary"}.get(name, name)
+            raise InputError(f"--{option}: expected a file to write, found the folder {path}; name a file in it")
 
 
 def baseline_path(name: str) -> Path:

@@ -58,6 +58,8 @@ class Budget(Noun):
                     numbers[name] = parse_quantity(value, unit=unit)
                 except ValueError as e:
                     raise ValueError(f"{name} = {value!r}: {e}") from None
+                if numbers[name] < 0:
+                    raise ValueError(f"expected {name} >= 0, found {value!r}: no {self.metric.value} is negative")
         for above, below in (("max", "min"), ("max_ratio", "min_ratio")):
             if above in numbers and below in numbers and numbers[above] < numbers[below]:
                 raise ValueError(f"expected {below} <= {above}, found {numbers[below]:g} and {numbers[above]:g}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,6 +78,36 @@ def validate(model: type[Model], data: Any, *, source: str) -> Model:
         # A value that fits no member of a union has one error a member: one line, joined by "or".
         lines = [f"{place}: {_joined(messages)}" for place, messages in errors.items()]
         raise InputError(f"{source} has {len(lines)} error{'s'[: len(lines) != 1]}:\n  " + "\n  ".join(lines)) from None
+
+
+def validate_overridden(
+    model: type[Model],
+    data: Mapping[str, Any],
+    overrides: Sequence[str],
+    *,
+    source: str,
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda data: data,
+) -> Model:
+    """Build `model` from a file's data and `--set` overrides; what only an override made wrong is blamed on it.
+
+    `prepare` turns the data with its overrides into what is validated.
+
+    Raises:
+        InputError: as `apply_overrides` and `validate`.
+    """
+    wanted = prepare(apply_overrides(data, overrides))
+    if _is_valid(model, wanted) or not overrides or not _is_valid(model, prepare(apply_overrides(data, ()))):
+        return validate(model, wanted, source=source)
+    wrong = [one for one in overrides if not _is_valid(model, prepare(apply_overrides(data, [one])))]
+    return validate(model, wanted, source=" ".join(f"--set {one}" for one in wrong or overrides))
+
+
+def _is_valid(model: type[BaseModel], data: Any) -> bool:
+    try:
+        model.model_validate(data)
+    except ValidationError:
+        return False
+    return True
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:

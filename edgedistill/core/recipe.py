@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from edgedistill.core.budget import Budget
-from edgedistill.core.config import apply_overrides, did_you_mean, load_toml, validate
+from edgedistill.core.config import did_you_mean, load_toml, validate_overridden
 from edgedistill.core.errors import InputError
 from edgedistill.core.measurement import Workload
 from edgedistill.core.model import Noun
@@ -248,6 +248,7 @@ class Recipe(Noun):
     def _budgets_name_what_exists(self) -> Recipe:
         for identity, budget in self.budget.items():
             if budget.target is not None and budget.target not in self.bench.targets:
+                _require_targets(self.bench.targets)  # or a misspelt one would be blamed on the budget
                 near = did_you_mean(budget.target, self.bench.targets)
                 raise ValueError(f"budget.{identity}.target = {budget.target!r} is not in bench.targets{near}")
             if budget.workload is not None and budget.workload not in get_args(Workload):
@@ -263,6 +264,15 @@ class Recipe(Noun):
                 f"{self.gate.settle_blocks}"
             )
         return self
+
+
+def _require_targets(references: tuple[str, ...]) -> None:
+    from edgedistill.core.target import all_targets
+
+    known = all_targets()
+    for reference in references:
+        if not reference.endswith(".toml") and reference not in known:
+            raise ValueError(f"bench.targets: {reference!r} is no target{did_you_mean(reference, known)}")
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -298,19 +308,25 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     Raises:
         InputError: listing every error of the file.
     """
-    data = apply_overrides(load_toml(path), overrides)
-    section = data.get("data")
-    if isinstance(section, dict):
-        for name in ("gold", "valid", "heldout", "prompts"):
+    return validate_overridden(
+        Recipe, load_toml(path), overrides, source=str(path), prepare=lambda data: _absolute(data, path.parent)
+    )
+
+
+def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`data` with its local paths looked up in `folder`; a model that is no path there stays a reference."""
+    for table, names in (
+        ("data", ("gold", "valid", "heldout", "prompts")),
+        ("eval", ("text",)),
+        ("gate", ("baseline",)),
+    ):
+        section = data.get(table)
+        for name in names if isinstance(section, dict) else ():
             if isinstance(section.get(name), str):
-                section[name] = str((path.parent / section[name]).resolve())
-    for name, key in (("eval", "text"), ("gate", "baseline")):
-        section = data.get(name)
-        if isinstance(section, dict) and isinstance(section.get(key), str):
-            section[key] = str((path.parent / section[key]).resolve())
-    for name in ("teacher", "student"):
-        section = data.get(name)
+                section[name] = str((folder / section[name]).resolve())
+    for table in ("teacher", "student"):
+        section = data.get(table)
         if isinstance(section, dict) and isinstance(section.get("model"), str):
-            local = path.parent / section["model"]
+            local = folder / section["model"]
             section["model"] = str(local.resolve()) if local.exists() else section["model"]
-    return validate(Recipe, data, source=str(path))
+    return data

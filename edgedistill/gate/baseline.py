@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -84,7 +85,7 @@ def read_baseline(path: str | None) -> RunData | str:
         content = read_json(Path(path))
         baseline = validate(Baseline, content, source=path)
     except InputError as e:
-        return f"the baseline is damaged: {e}"
+        return f"the baseline {path} is damaged ({_cause(e, path)}); restore it or save a new one"
     if baseline.digest != _digest(content):
         return f"the baseline {path} is not as it was saved; restore it or save a new one"
     return RunData(
@@ -94,6 +95,13 @@ def read_baseline(path: str | None) -> RunData | str:
         items=baseline.items,
         qualities=baseline.qualities,
     )
+
+
+def _cause(error: InputError, path: str) -> str:
+    """The first thing that is wrong, short: a damaged file may have hundreds, each with the value found."""
+    first, *others = [line.strip() for line in str(error).splitlines()]
+    said = others[0] if others else first.removeprefix(path).partition("; restore")[0]
+    return textwrap.shorten(said, 100, placeholder=" …")
 
 
 def _digest(content: Mapping[str, Any]) -> str:

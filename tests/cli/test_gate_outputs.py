@@ -16,6 +16,7 @@ from edgedistill.cli import github, verdict
 from edgedistill.cli.main import app
 from edgedistill.cli.sarif import sarif
 from edgedistill.core.budget import Verdict
+from edgedistill.core.errors import InputError
 from edgedistill.core.files import write_json, write_text
 from edgedistill.core.recipe import load_recipe, shipped_recipes
 
@@ -174,6 +175,19 @@ def test_the_command_writes_what_it_is_asked_for_and_exits_with_the_verdict(judg
     assert Path("github-summary.out").read_text().startswith("# r: fail")
     assert Path("baselines/main.json").is_file() and "--baseline baselines/main.json" in done.stderr
     assert "::error" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["junit", "sarif", "badge", "github-summary", "save-baseline"])
+def test_a_folder_is_no_file_to_write(judged: Path, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("judged before it was known where to write")
+
+    monkeypatch.setattr(plan, "execute", never)
+    folder = Path("out.d/here.json")
+    folder.mkdir(parents=True)
+    done = CliRunner().invoke(app, ["gate", str(judged), f"--{option}", str(folder)])
+    assert isinstance(done.exception, InputError) and done.exception.exit_code == 2
+    assert str(done.exception) == f"--{option}: expected a file to write, found the folder {folder}; name a file in it"
 
 
 def test_in_github_actions_it_annotates_and_appends_the_summary_by_itself(

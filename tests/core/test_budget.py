@@ -54,6 +54,8 @@ def test_other_quantities_are_refused_with_an_example(value: str, unit: str, exa
         ({"metric": "artifact_bytes", "max": 1, "target": "x"}, "expected no target, because artifact_bytes does not"),
         ({"metric": "artifact_bytes", "max": "1 s"}, "max = '1 s': expected a number or a text such as '150 MB'"),
         ({"metric": "artifact_bytes", "max": 1, "min": 2}, "expected min <= max, found 2 and 1"),
+        ({"metric": "artifact_bytes", "max": -1}, "expected max >= 0, found -1.0: no artifact_bytes is negative"),
+        ({"metric": "kld_nats", "min_ratio": "-5 %"}, "expected min_ratio >= 0, found '-5 %': no kld_nats is negative"),
         ({"metric": "kld_nats", "max_ratio": 1, "min_ratio": "200 %"}, "expected min_ratio <= max_ratio"),
         ({"metric": "artifact_bytes", "max": float("nan")}, "finite number"),
         ({"metric": "tpot_ms", "max": 1, "target": "t", "statistic": "p42"}, "'p95'"),

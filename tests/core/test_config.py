@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgedistill.core.config import apply_overrides, did_you_mean, load_toml, validate
+from edgedistill.core.config import apply_overrides, did_you_mean, load_toml, validate, validate_overridden
 from edgedistill.core.errors import InputError
-from edgedistill.core.recipe import Recipe
+from edgedistill.core.recipe import Recipe, load_recipe
 
 RECIPE = {
     "name": "x",
@@ -44,6 +44,44 @@ def test_an_unknown_metric_target_or_variant_names_the_nearest() -> None:
     assert "did you mean 'gguf-q4_0'?" in refusal(budget={"size": size})[0]
     variants = {"variants": ["gguf-q9"], "release": []}
     assert refusal(export=variants) == ["export.variants.0: found 'gguf-q9'; did you mean 'gguf-q8_0'?"]
+
+
+def test_a_misspelt_target_is_blamed_on_the_list_that_has_it() -> None:
+    latency = {"metric": "response_ms", "max": "1 s", "target": "mobile-class"}
+    found = refusal(budget={"latency": latency}, bench={"targets": ["local-cpu", "mobil-class"]})
+    assert found == ["the file: bench.targets: 'mobil-class' is no target; did you mean 'mobile-class'?"]
+    found = refusal(budget={"latency": latency}, bench={"targets": ["local-cpu"]})
+    assert "budget.latency.target = 'mobile-class' is not in bench.targets" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "source", "line"),
+    [
+        (["seed=7", "train.lr='x'"], "--set train.lr='x'", "train.lr: found 'x'; "),
+        (["train.lrr=1"], "--set train.lrr=1", "train.lrr: unknown name; did you mean 'lr'?"),
+        (["bench.blocks=2", "gate.settle_blocks=0", "bench.further_blocks=1"], "--set bench.further_blocks=1", "1"),
+        (["bench.targets=['local-cpux']"], "--set bench.targets=['local-cpux']", "'local-cpux' is no target; did you"),
+    ],
+)
+def test_what_an_override_made_wrong_is_blamed_on_it(overrides: list[str], source: str, line: str) -> None:
+    latency = {"metric": "response_ms", "max": "1 s", "target": "local-cpu"}
+    with pytest.raises(InputError) as e:
+        validate_overridden(Recipe, RECIPE | {"budget": {"latency": latency}}, overrides, source="r.toml")
+    assert str(e.value).startswith(f"{source} has 1 error:\n") and line in str(e.value)
+    assert "r.toml" not in str(e.value)
+
+
+def test_what_the_file_has_wrong_is_blamed_on_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('name = "x"\nseed = "no"\n')
+    with pytest.raises(InputError) as e:
+        load_recipe(path, ("train.lr='x'",))
+    assert str(e.value).startswith(f"{path} has ") and "train.lr: found 'x'" in str(e.value)
+    path.write_text('name = "x"\n[data]\ngenerator = "home-commands"\n[teacher]\nmodel = "m"\n[student]\nmodel = "s"\n')
+    (tmp_path / "base.json").touch()
+    assert load_recipe(path, ('gate.baseline="base.json"',)).gate.baseline == str((tmp_path / "base.json").resolve())
+    with pytest.raises(InputError, match=r"^--set seed='x' has 1 error"):
+        load_recipe(path, ("seed='x'",))
 
 
 def test_a_name_like_nothing_known_lists_what_is_known() -> None:

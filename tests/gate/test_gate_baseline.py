@@ -75,7 +75,7 @@ def test_a_missing_or_unnamed_baseline_is_an_error(
     [
         (lambda c: c["measurements"][0].update(pair=9), "is not as it was saved"),
         (lambda c: c.update(host_id="elsewhere"), "is not as it was saved"),
-        (lambda c: c.update(schema_version=2), "the baseline is damaged"),
+        (lambda c: c.update(schema_version=2), "main.json is damaged (schema_version: found 2; "),
         (lambda c: c.update(extra=1), "extra: unknown name"),
         (lambda c: c.pop("models"), "models: expected a value, found none"),
     ],
@@ -88,6 +88,17 @@ def test_a_changed_baseline_is_an_error(
     write_json(saved, content)
     outcome, reasons = outcomes(run, recipe, run_gate, saved)
     assert outcome == "error" and reason in reasons[0]
+
+
+def test_a_badly_damaged_baseline_is_one_short_sentence(saved: Path) -> None:
+    content = read_json(saved)
+    for row in content["measurements"]:
+        row["pair"] = "a round " + 500 * "x"
+    write_json(saved, content)
+    said = str(read_baseline(str(saved)))
+    assert said.startswith(f"the baseline {saved} is damaged (measurements.0.pair: found ")
+    assert said.endswith(" …); restore it or save a new one") and "\n" not in said
+    assert len(said) < 200 + len(str(saved))
 
 
 def test_a_baseline_that_is_no_json_or_has_nan_is_an_error(saved: Path) -> None:
