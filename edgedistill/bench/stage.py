@@ -93,7 +93,7 @@ def _measure(context: StageContext, targets: Sequence[Target], runners: Mapping[
         asked = [
             in_best_setting(
                 subject, target=target, cores=cores[target.id], protocol=protocol, run=runners[target.id].run,
-                folder=context.folder, device=_device(runners[target.id], protocol),
+                folder=context.folder, device=_device(runners[target.id], protocol), note=context.report.note,
             )
             for subject in subjects
         ]  # fmt: skip

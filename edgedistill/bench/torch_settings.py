@@ -32,13 +32,21 @@ Run = Callable[..., dict[str, Any]]
 
 
 def in_best_setting(
-    subject: Subject, *, target: Target, cores: Sequence[int], protocol: Protocol, run: Run, folder: Path, device: Any
+    subject: Subject,
+    *,
+    target: Target,
+    cores: Sequence[int],
+    protocol: Protocol,
+    run: Run,
+    folder: Path,
+    device: Any,
+    note: Callable[[str], None] = lambda said: None,
 ) -> Subject:
     """`subject` with the options that its engine is fastest with, and what its rows tell of the choice.
 
     Other engines than torch are returned as they are. What was found is kept in `folder` and asked for once: per
     target in the full profile; in the quick one, whose candidates need no more memory than float32, once per device.
-    `device` identifies where `run` runs.
+    `device` identifies where `run` runs; `note` is told of a choice when it is made.
     """
     if subject.engine != ENGINE:
         return subject
@@ -54,6 +62,7 @@ def in_best_setting(
         )
         kept[key] = {**found, "probed_on": target.id, "threads": len(cores)}
         write_json(folder / KEPT, kept)
+        note(f"{subject.name} on {target.id} runs as {found['chosen']}: {found['because']}")
     choice = {name: value for name, value in kept[key].items() if name != "options"}
     options = kept[key]["options"]
     return replace(subject, options=options, choice=choice, shape=_scaled(subject.shape, options["dtype"]))

@@ -76,7 +76,7 @@ def validate(model: type[Model], data: Any, *, source: str) -> Model:
             place, message = _describe(error, model=model, data=data)
             errors.setdefault(place, []).append(message)
         # A value that fits no member of a union has one error a member: one line, joined by "or".
-        lines = [f"{place}: {_joined(messages)}" for place, messages in errors.items()]
+        lines = [f"{place}{': ' if place else ''}{_joined(messages)}" for place, messages in errors.items()]
         raise InputError(f"{source} has {len(lines)} error{'s'[: len(lines) != 1]}:\n  " + "\n  ".join(lines)) from None
 
 
@@ -119,7 +119,7 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
 
 def _describe(error: Any, *, model: type[BaseModel], data: Any) -> tuple[str, str]:
     location = _location_in(data, error)
-    place = ".".join(location) or "the file"
+    place = ".".join(location)
     if error["type"] == "extra_forbidden":
         return place, f"unknown name{did_you_mean(location[-1], _fields_at(model, location[:-1]))}"
     if error["type"] == "missing":

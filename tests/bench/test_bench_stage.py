@@ -201,6 +201,8 @@ def test_a_failing_model_leaves_invalid_rows_and_the_sweep_goes_on(
     assert context.figures["invalid_rows"] == 3 and context.figures["rows"] == 9
     assert context.report.notes == [
         "measuring anyway: the host is busy",
+        "teacher on mobile-class runs as float32, eager: a request of 16 + 4 tokens takes 20000 ms; bfloat16, eager "
+        "20000 ms",
         "mobile-class: the memory limit was not applied: no group",
         "invalid: gguf-f16 on mobile-class: it is broken",
     ]

@@ -49,7 +49,7 @@ def test_an_unknown_metric_target_or_variant_names_the_nearest() -> None:
 def test_a_misspelt_target_is_blamed_on_the_list_that_has_it() -> None:
     latency = {"metric": "response_ms", "max": "1 s", "target": "mobile-class"}
     found = refusal(budget={"latency": latency}, bench={"targets": ["local-cpu", "mobil-class"]})
-    assert found == ["the file: bench.targets: 'mobil-class' is no target; did you mean 'mobile-class'?"]
+    assert found == ["bench.targets: 'mobil-class' is no target; did you mean 'mobile-class'?"]
     found = refusal(budget={"latency": latency}, bench={"targets": ["local-cpu"]})
     assert "budget.latency.target = 'mobile-class' is not in bench.targets" in found[0]
 
