@@ -126,7 +126,7 @@ def _engine(path: Path) -> tuple[str, Path, str]:
         return "torch", path, ""
     raise InputError(
         f"expected a .gguf or .onnx file, or a folder with genai_config.json, config.json or one .onnx file, found "
-        f"neither at {path}; name a model, a run's folder or a recipe"
+        f"none at {path}; name a model, a run's folder or a recipe"
     )
 
 

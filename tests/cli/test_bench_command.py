@@ -107,5 +107,5 @@ def test_one_thing_is_named(tmp_path: Path) -> None:
     for arguments in ((), ("x.gguf", "--import", "y.json")):
         with pytest.raises(InputError, match="expected a model, a run or a recipe to measure, or --import FILE"):
             call(*arguments)
-    with pytest.raises(InputError, match=r"expected a \.gguf file, or a folder with"):
+    with pytest.raises(InputError, match=r"expected a \.gguf or \.onnx file, or a folder with"):
         call(str(tmp_path))
