@@ -88,7 +88,7 @@ class Device:
     def run(self, job: Mapping[str, Any], *, memory_bytes: int, timeout_s: float) -> dict[str, Any]:
         self.asked.append({"options": job["options"], "memory": memory_bytes, "timeout_s": timeout_s, **job["shape"]})
         speed = 20.0 if job["options"]["dtype"] == "bfloat16" else 10.0
-        samples = {"prefill_tokens_per_s": [speed, speed], "decode_tokens_per_s": [speed, speed]}
+        samples = {"prefill_tokens_per_s": [speed / 3, speed], "decode_tokens_per_s": [speed, speed / 3]}
         row = {"workload": "shape", "samples": samples, "outputs": [TOKENS]}
         return {"engine": "torch", "settings": {}, "rows": [row]}
 
@@ -101,8 +101,9 @@ def test_the_choice_is_kept_in_the_run_and_asked_for_once_a_device(teacher: Subj
     device, local, mobile = Device(), load_target("local-cpu"), load_target("mobile-class")
     common = {"protocol": protocol(full=False), "run": device.run, "folder": tmp_path, "device": "this host"}
     found = in_best_setting(teacher, target=local, cores=[0, 1], **common)
+    assert [told.get("decode_tokens_per_s") for told in found.choice["tried"]] == [10.0, 20.0, None]
     assert found.options == BFLOAT16 and len(device.asked) == 2
-    assert all(ask["decode"] == 9 and ask["repetitions"] == 2 and ask["timeout_s"] == 120 for ask in device.asked)
+    assert all(ask["decode"] == 9 and ask["repetitions"] == 3 and ask["timeout_s"] == 120 for ask in device.asked)
     assert found.shape == ModelShape(512, 384, 2000, 200), "half the bytes are read of half as long numbers"
     assert found.choice["probed_on"] == "local-cpu" and found.choice["chosen"] == "bfloat16, eager"
     assert in_best_setting(teacher, target=mobile, cores=[1], **common) == found and len(device.asked) == 2
