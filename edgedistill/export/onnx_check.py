@@ -73,7 +73,8 @@ def _parse(file: Path) -> onnx.ModelProto:
     return model
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph and of the graphs inside its nodes."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -83,7 +84,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _tensors(inner)
+                yield from all_tensors(inner)
 
 
 def _tensor_bytes(tensor: onnx.TensorProto, file: Path) -> int:
@@ -101,7 +102,7 @@ def _tensor_bytes(tensor: onnx.TensorProto, file: Path) -> int:
 
 def _check_tensors(model: onnx.ModelProto, file: Path) -> None:
     ranges: dict[str, list[tuple[int, int, str]]] = {}
-    for tensor in _tensors(model.graph):
+    for tensor in all_tensors(model.graph):
         size = _tensor_bytes(tensor, file)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             location, offset, length = _external(tensor, file)

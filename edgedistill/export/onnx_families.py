@@ -126,14 +126,3 @@ def _with_exact_scale(original: Any) -> Any:
         self.embed_attrs["scale"] = self.hidden_size**0.5
 
     return __init__
-
-
-def main() -> None:
-    import runpy
-
-    adapt_builder()
-    runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
-
-
-if __name__ == "__main__":
-    main()

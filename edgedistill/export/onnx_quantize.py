@@ -1,136 +1,177 @@
-"""Rewrite a float decoder graph with block-quantized matrices; embedding and head share one 8-bit table."""
+"""Rewrite a float decoder graph for block-quantized matrices; embedding and head share one table."""
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
-from onnx.external_data_helper import set_external_data
+from onnx import helper
 
-from edgedistill.quant.blocks import BLOCK, Blocks
+from edgedistill.core.errors import InputError
+from edgedistill.export.onnx_graph import Matrix, Part
+from edgedistill.quant.blocks import BLOCK, Blocks, Grid, grid_named
 from edgedistill.quant.codes import CodeSet
-from edgedistill.quant.plan import HEAD
+from edgedistill.quant.plan import Plan
 
-# Tensors below this stay in the protobuf; a page each in the data file would cost more than they hold.
-EXTERNAL_BYTES = 1024
-# A cache line, so that kernels may read mapped weights with aligned vector loads.
-ALIGNMENT = 64
 _ZERO_POINT = {4: 8, 8: 128}
+# Weights encoded at once: what the encoder needs besides stays in some tens of megabytes.
+CHUNK = 1 << 20
 
 
-def quantize_graph(*, source: Path, out: Path, accuracy_level: int, codes: CodeSet) -> None:
-    """Write `source` (a float `model.onnx`) to `out` with `MatMulNBits` and `GatherBlockQuantized` weights.
+@dataclass(frozen=True)
+class Group:
+    """Parts of a matrix, one under the other, on one grid; `name` is what its tensors' names begin with."""
 
-    Every constant matrix gets its codes of `codes`. A tied embedding reads the head's; a matrix whose width is no
-    multiple of the block stays float.
+    name: str
+    grid: Grid
+    parts: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.end - part.begin for part in self.parts)
+
+    @property
+    def columns(self) -> int:
+        return self.parts[0].source.shape[1]
+
+    def blocks(self, codes: CodeSet) -> Iterator[Blocks]:
+        """Its codes, some rows at a time.
+
+        Raises:
+            InputError: a weight is not finite.
+        """
+        step = max(1, CHUNK // self.columns)
+        for part in self.parts:
+            for begin in range(part.begin, part.end, step):
+                rows = part.source.read(begin, min(begin + step, part.end))
+                try:
+                    yield codes.blocks(part.source.name, rows)
+                except ValueError as e:
+                    raise InputError(f"{part.source.path}: {part.source.name!r} cannot be encoded: {e}") from None
+
+    def tensors(self) -> dict[str, onnx.TensorProto]:
+        """Its initializers without their data: codes for `MatMulNBits`, the same as a table to gather from, scales."""
+        count, width = self.columns // BLOCK, BLOCK * self.grid.bits // 8
+        kinds = {
+            "codes": (onnx.TensorProto.UINT8, (self.rows, count, width)),
+            "table": (onnx.TensorProto.UINT8, (self.rows, count * width)),
+            "scales": (onnx.TensorProto.FLOAT, (self.rows, count)),
+        }
+        return {
+            kind: onnx.TensorProto(name=f"{self.name}_{kind}", data_type=dtype, dims=dims)
+            for kind, (dtype, dims) in kinds.items()
+        }
+
+
+def quantize_graph(
+    graph: onnx.GraphProto, *, matrices: Mapping[str, Matrix], plan: Plan, accuracy_level: int
+) -> list[Group]:
+    """Put `MatMulNBits` and `GatherBlockQuantized` where `graph` multiplies by or looks up in `matrices`.
+
+    The initializers that they read are added without data; those that nothing reads any more go. A matrix whose width
+    is no multiple of the block stays float; one stacked from parts on different grids becomes a node for each grid
+    and a Concat.
     `accuracy_level` 4 lets kernels round activations to int8, 1 forbids it.
     Operators: onnxruntime's `com.microsoft` domain, version 1.
+
+    Raises:
+        InputError: the plan puts a matrix on a grid that these operators do not have.
     """
-    model = onnx.load_model(str(source))
-    graph = model.graph
-    weights = {i.name: i for i in graph.initializer if i.data_type == onnx.TensorProto.FLOAT and len(i.dims) == 2}
-    outputs = {o.name for o in graph.output}
-    transposed = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Transpose" and n.input[0] in weights}
-    tables = {transposed.get(n.input[0], n.input[0]) for n in graph.node if n.op_type == "Gather"}
-    encoded: dict[str, Blocks] = {}
-    nodes = []
+    views = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Transpose" and n.input[0] in matrices}
+    groups: dict[str, list[Group]] = {}
+    nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        name = transposed.get(node.input[0], node.input[0]) if node.op_type == "Gather" else ""
-        if node.op_type == "MatMul" and node.input[1] in weights:
-            name = node.input[1]
-            wide = node.output[0] in outputs or name in tables
-            rows = numpy_helper.to_array(weights[name]).T
-        elif name in weights:
-            wide = True
-            rows = numpy_helper.to_array(weights[name])
-            rows = rows.T if node.input[0] in transposed else rows
+        name = _weights_of(node, matrices=matrices, views=views)
+        if name is not None and name not in groups:
+            groups[name] = _groups(name, matrices[name], plan=plan)
+        found = groups.get(name or "", [])
+        if node.op_type == "MatMul" and found:
+            nodes += _matmuls(node, found, accuracy_level)
+        elif node.op_type == "Gather" and len(found) == 1:
+            nodes.append(_gather(node, found[0]))
         else:
             nodes.append(node)
-            continue
-        if rows.shape[1] % BLOCK:
-            nodes.append(node)
-            continue
-        if name not in encoded:
-            encoded[name] = codes.blocks(HEAD if wide else name, rows)
-        blocks = encoded[name]
-        matmul = node.op_type == "MatMul"
-        nodes.append(_matmul(node, name, blocks, accuracy_level) if matmul else _gather(node, name, blocks))
     used = {name for node in nodes for name in node.input}
-    kept = [n for n in nodes if n.op_type != "Transpose" or n.output[0] in used]
-    used = {name for node in kept for name in node.input}
-    tensors = [i for i in graph.initializer if i.name in used]
-    for name, blocks in encoded.items():
-        tensors += [t for t in _initializers(name, blocks) if t.name in used]
+    nodes = [n for n in nodes if n.output[0] not in views or n.output[0] in used]
+    used = {name for node in nodes for name in node.input}
+    kept = [i for i in graph.initializer if i.name in used]
+    made = [group for found in groups.values() for group in found]
+    kept += [tensor for group in made for tensor in group.tensors().values() if tensor.name in used]
     del graph.node[:], graph.initializer[:]
-    graph.node.extend(kept)
-    graph.initializer.extend(tensors)
-    _save(model, out)
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    return made
 
 
-def _matmul(node: onnx.NodeProto, name: str, blocks: Blocks, accuracy_level: int) -> onnx.NodeProto:
-    rows, count, _ = blocks.codes.shape
+def _weights_of(node: onnx.NodeProto, *, matrices: Mapping[str, Matrix], views: Mapping[str, str]) -> str | None:
+    """The matrix whose rows `node` multiplies by or looks up."""
+    if node.op_type == "MatMul" and node.input[1] in matrices and matrices[node.input[1]].transposed:
+        return node.input[1]
+    if node.op_type == "Gather":
+        name = views.get(node.input[0], node.input[0])
+        if name in matrices and matrices[name].transposed == (node.input[0] in views):
+            return name
+    return None
+
+
+def _groups(name: str, matrix: Matrix, *, plan: Plan) -> list[Group]:
+    def grid(part: Part) -> str | None:
+        return plan.grid(part.source.name, part.source.shape)
+
+    stretches = [(found, tuple(parts)) for found, parts in groupby(matrix.parts, key=grid)]
+    if any(found is None for found, _ in stretches):
+        return []
+    groups = []
+    for number, (found, parts) in enumerate(stretches):
+        held = grid_named(found or "")
+        if held.has_minimum or held.bits not in _ZERO_POINT:
+            raise InputError(
+                f"expected grid Q4_0 or Q8_0, which ONNX's operators have, for {parts[0].source.name!r}, "
+                f"found {found}; let the plan of an ONNX variant name one of them"
+            )
+        groups.append(Group(f"{name}_{number}" if len(stretches) > 1 else name, held, parts))
+    return groups
+
+
+def _matmuls(node: onnx.NodeProto, groups: list[Group], accuracy_level: int) -> list[onnx.NodeProto]:
+    if len(groups) == 1:
+        return [_matmul(node, groups[0], accuracy_level, output=node.output[0])]
+    outputs = [f"{node.output[0]}_{number}" for number in range(len(groups))]
+    made = [_matmul(node, group, accuracy_level, output=o) for group, o in zip(groups, outputs, strict=True)]
+    return [*made, helper.make_node("Concat", outputs, list(node.output), name=f"{node.name}_Concat", axis=-1)]
+
+
+def _matmul(node: onnx.NodeProto, group: Group, accuracy_level: int, *, output: str) -> onnx.NodeProto:
     return helper.make_node(
         "MatMulNBits",
-        [node.input[0], f"{name}_codes", f"{name}_scales"],
-        list(node.output),
-        name=f"{node.name}_Q{blocks.grid.bits}",
+        [node.input[0], f"{group.name}_codes", f"{group.name}_scales"],
+        [output],
+        name=f"{node.name}_Q{group.grid.bits}" if output == node.output[0] else f"{output}_Q{group.grid.bits}",
         domain="com.microsoft",
-        K=count * BLOCK,
-        N=rows,
-        bits=blocks.grid.bits,
+        K=group.columns,
+        N=group.rows,
+        bits=group.grid.bits,
         block_size=BLOCK,
         accuracy_level=accuracy_level,
     )
 
 
-def _gather(node: onnx.NodeProto, name: str, blocks: Blocks) -> onnx.NodeProto:
+def _gather(node: onnx.NodeProto, group: Group) -> onnx.NodeProto:
     return helper.make_node(
         "GatherBlockQuantized",
-        [f"{name}_table", node.input[1], f"{name}_scales"],
+        [f"{group.name}_table", node.input[1], f"{group.name}_scales"],
         list(node.output),
-        name=f"{node.name}_Q{blocks.grid.bits}",
+        name=f"{node.name}_Q{group.grid.bits}",
         domain="com.microsoft",
-        bits=blocks.grid.bits,
+        bits=group.grid.bits,
         block_size=BLOCK,
         gather_axis=0,
         quantize_axis=1,
     )
-
-
-def _initializers(name: str, blocks: Blocks) -> list[onnx.TensorProto]:
-    codes = pack_codes(blocks)
-    return [
-        numpy_helper.from_array(codes, f"{name}_codes"),
-        numpy_helper.from_array(codes.reshape(len(codes), -1), f"{name}_table"),
-        numpy_helper.from_array(blocks.scales.astype(np.float32), f"{name}_scales"),
-    ]
-
-
-def _save(model: onnx.ModelProto, out: Path) -> None:
-    """Write the protobuf and one data file in which tensors of equal bytes share their place.
-
-    `GatherBlockQuantized` wants a matrix where `MatMulNBits` wants `[rows, blocks, bytes]`. A Reshape between them
-    would be folded into a second copy in memory at load time; two tensors over the same bytes of the file are not.
-    """
-    places: dict[bytes, tuple[int, int]] = {}
-    data = f"{out.name}.data"
-    with (out.parent / data).open("wb") as f:
-        for tensor in model.graph.initializer:
-            if len(tensor.raw_data) < EXTERNAL_BYTES:
-                continue
-            key = hashlib.sha256(tensor.raw_data).digest()
-            if key not in places:
-                f.write(b"\0" * (-f.tell() % ALIGNMENT))
-                places[key] = (f.tell(), len(tensor.raw_data))
-                f.write(tensor.raw_data)
-            offset, length = places[key]
-            set_external_data(tensor, location=data, offset=offset, length=length)
-            tensor.ClearField("raw_data")
-    out.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def pack_codes(blocks: Blocks) -> NDArray[np.uint8]:

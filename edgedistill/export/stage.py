@@ -84,9 +84,7 @@ def run(context: StageContext) -> None:
 def _orders(context: StageContext) -> list[Order]:
     export = context.recipe.export
     student = context.folder_of("train") / "student"
-    # onnx-fp32 first: the other ONNX variants are made from its graph
-    names = sorted(export.variants, key=lambda name: (name != "onnx-fp32", export.variants.index(name)))
-    orders = [Order(name, student, *name.split("-")) for name in names]
+    orders = [Order(name, student, *name.split("-")) for name in export.variants]
     for name in export.teacher_variants:
         form, precision = name.split("-")
         orders.append(Order(f"teacher-{precision}", context.folder_of("teacher"), form, precision))
@@ -212,15 +210,13 @@ def _make_onnx(
     order: Order, *, folder: Path, context: StageContext, threads: int, codes: CodeSet | None
 ) -> dict[str, Any]:
     from edgedistill.export.onnx import export_onnx
+    from edgedistill.export.onnx_graph import build_graph
 
-    graph = context.folder / "onnx-fp32"
-    if order.precision == "fp32" or not graph.is_dir():
-        graph = _work(context) / "onnx-fp32"
-        if not graph.is_dir():
-            export_onnx(model=order.source, out=graph, threads=threads)
-    facts = export_onnx(model=order.source, out=folder, threads=threads, graph=graph, codes=codes)
-    (folder / "artifact.json").unlink(missing_ok=True)  # came along with the graph
-    return _weights(facts)
+    graph = _work(context) / f"{order.source.name}-graph"
+    if not graph.is_dir():
+        with atomic_folder(graph) as made:
+            build_graph(model=order.source, out=made, threads=threads)
+    return _weights(export_onnx(model=order.source, out=folder, threads=threads, graph=graph, codes=codes))
 
 
 def _weights(found: WeightFigures | OnnxFacts) -> dict[str, Any]:

@@ -29,12 +29,14 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
 
-    def read(self) -> np.ndarray:
-        """The tensor as float32, or as float16 where it is stored so."""
-        raw = np.fromfile(self.path, dtype=READ_AS[self.dtype], count=prod(self.shape), offset=self.start)
+    def read(self, begin: int = 0, end: int | None = None) -> np.ndarray:
+        """The tensor, or its rows `begin` to `end`, as float32, or as float16 where it is stored so."""
+        kind, row = READ_AS[self.dtype], prod(self.shape[1:])
+        shape = (len(range(*slice(begin, end).indices(self.shape[0]))), *self.shape[1:]) if self.shape else ()
+        raw = np.fromfile(self.path, dtype=kind, count=prod(shape), offset=self.start + begin * row * kind.itemsize)
         if self.dtype == "BF16":  # the upper half of a float32
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
-        return raw.reshape(self.shape)
+        return raw.reshape(shape)
 
 
 def stored_tensors(model: Path) -> dict[str, StoredTensor]:

@@ -35,6 +35,11 @@ class CodeSet:
     def __len__(self) -> int:
         return len(self._stored)
 
+    @property
+    def by_name(self) -> bool:
+        """Whether a matrix's name, more than whether it is a table, decides how it is encoded."""
+        return bool(self.plan.exceptions or self._importances)
+
     def blocks(self, name: str, weights: NDArray[Any]) -> Blocks:
         """The codes of float32 `weights` `[rows, columns]`, all or some rows of the tensor `name`, on its grid.
 

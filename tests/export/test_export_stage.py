@@ -20,7 +20,7 @@ from edgedistill.core.files import write_jsonl
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.records import Message, TeacherRecord
 from edgedistill.core.runfolder import SilentReporter, StageContext
-from edgedistill.export import companions, stage
+from edgedistill.export import companions, onnx_graph, stage
 
 COMPANIONS = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"}
 GGUF = ["gguf-f16", "gguf-q8_0", "gguf-q4_0"]
@@ -67,11 +67,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def with_graph(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with its float32 ONNX built, which the others start from."""
-    run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("graph") / "run"))
-    stage.run(context_of(run, variants=["onnx-fp32"]))
-    return run
+def graph(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the ONNX model builder makes of the student."""
+    out = tmp_path_factory.mktemp("graph") / "graph"
+    onnx_graph.build_graph(model=trained / "20-train" / "student", out=out, threads=1)
+    return out
+
+
+@pytest.fixture
+def with_graph(trained: Path, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A trained run whose ONNX graph is built already."""
+
+    def build_graph(*, model: Path, out: Path, threads: int) -> None:
+        shutil.copytree(graph, out, dirs_exist_ok=True)
+
+    monkeypatch.setattr(onnx_graph, "build_graph", build_graph)
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -222,10 +233,7 @@ def onnx_faults() -> dict[str, tuple[Any, str]]:
 
 
 @pytest.mark.parametrize("fault", ["stale-data", "eos", "plain-end", "template", "vocabulary", "digits"])
-def test_broken_onnx_fails_and_leaves_nothing(
-    fault: str, with_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Path(shutil.copytree(with_graph, tmp_path / "run"))
+def test_broken_onnx_fails_and_leaves_nothing(fault: str, with_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil, words = onnx_faults()[fault]
     whole = companions.write_companions
 
@@ -234,7 +242,7 @@ def test_broken_onnx_fails_and_leaves_nothing(
         spoil(folder)
 
     monkeypatch.setattr(companions, "write_companions", spoiled)
-    context = context_of(run, variants=["onnx-fp32", "onnx-int8"])
+    context = context_of(with_graph, variants=["onnx-int8"])
     with pytest.raises(StageError, match="onnx-int8 is not equal to its source") as caught:
         stage.run(context)
     assert words in str(caught.value), caught.value
@@ -258,13 +266,12 @@ def test_without_records_it_says_what_to_run(run_folder: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["gguf-q4_0", "onnx-int4"])
 def test_moved_folder_loads_alone_in_a_fresh_process(variant: str, with_graph: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(with_graph, tmp_path / "run"))
-    context = context_of(run, variants=[variant])
+    context = context_of(with_graph, variants=[variant])
     stage.run(context)
     moved = tmp_path / "elsewhere" / "renamed"
     moved.parent.mkdir()
     shutil.move(context.folder / variant, moved)
-    shutil.rmtree(run)
+    shutil.rmtree(with_graph)
     code = (
         "import sys, json; from pathlib import Path; from contextlib import closing\n"
         "from edgedistill.core.artifact import load_artifact\n"

@@ -15,31 +15,42 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from transformers import AutoModelForCausalLM
 
-from edgedistill.core.errors import MissingError, StageError
+from edgedistill.core.errors import InputError, MissingError, StageError
 from edgedistill.core.files import read_json
 from edgedistill.export import onnx_graph
 from edgedistill.export.onnx import export_onnx
 from edgedistill.export.onnx_check import check_onnx
-from edgedistill.export.onnx_graph import telling_line
-from edgedistill.export.onnx_quantize import quantize_graph
+from edgedistill.export.onnx_graph import build_graph, telling_line
+from edgedistill.export.onnx_quantize import pack_codes
+from edgedistill.export.weights import stored_tensors
 from edgedistill.quant.blocks import decode_blocks, encode_blocks
 from edgedistill.quant.codes import CodeSet
-from edgedistill.quant.plan import Plan
+from edgedistill.quant.plan import EMBEDDING, Plan
+from edgedistill.quant.search import search_blocks
 from edgedistill.runtimes.chat import encode, load_tokenizer
 
 IDS = [1, 30, 45, 200, 7, 99, 310, 64, 2, 17]
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The three precisions, the quantized ones made from the float graph."""
+def graph(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The builder's graph of the model, without its matrices."""
+    out = tmp_path_factory.mktemp("graph") / "graph"
+    build_graph(model=tiny_llama, out=out, threads=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_llama: Path, graph: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The three precisions, made from one graph."""
     root = tmp_path_factory.mktemp("onnx")
     made = {name: root / f"onnx-{name}" for name in ("fp32", "int8", "int4")}
-    export_onnx(model=tiny_llama, out=made["fp32"], threads=1)
-    for name in ("int8", "int4"):
-        export_onnx(model=tiny_llama, out=made[name], threads=1, graph=made["fp32"], codes=code_set(name))
+    for name, out in made.items():
+        codes = None if name == "fp32" else code_set(name)
+        export_onnx(model=tiny_llama, out=out, threads=1, graph=graph, codes=codes)
     return made
 
 
@@ -53,15 +64,14 @@ def onnx_logits(file: Path, ids: list[int]) -> np.ndarray:
     return session.run(["logits"], feeds)[0][0]
 
 
-def torch_logits(folder: Path, *, bits: int | None = None, head_bits: int = 8) -> np.ndarray:
-    """`[tokens, vocab]` of the model, its matrices rounded to the grid where `bits` is given."""
+def torch_logits(folder: Path, *, plan: Plan | None = None) -> np.ndarray:
+    """`[tokens, vocab]` of the model, its matrices rounded to the grids of `plan`."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    if bits is not None:
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2:
-                wide = "embed_tokens" in name
-                blocks = encode_blocks(weight.detach().numpy(), grid=f"Q{head_bits if wide else bits}_0")
-                weight.data = torch.from_numpy(decode_blocks(blocks))
+    for name, weight in model.named_parameters():
+        grid = None if plan is None else plan.grid(name, tuple(weight.shape))
+        if grid is not None:
+            blocks = encode_blocks(weight.detach().numpy(), grid=grid)
+            weight.data = torch.from_numpy(decode_blocks(blocks))
     with torch.no_grad():
         return model(torch.tensor([IDS])).logits[0].numpy()
 
@@ -78,23 +88,59 @@ def test_fp32_gives_torchs_logits(folders: dict[str, Path], tiny_llama: Path) ->
     assert np.abs(onnx_logits(folders["fp32"] / "model.onnx", IDS) - torch_logits(tiny_llama)).max() < 1e-3
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_kernels_read_the_codes_as_the_grid_means_them(
-    folders: dict[str, Path], tiny_llama: Path, tmp_path: Path, bits: int
+V_PROJ, DOWN_PROJ = "model.layers.1.self_attn.v_proj.weight", "model.layers.0.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan("Q4_0", "Q8_0"),
+        Plan("Q8_0", "Q8_0"),
+        Plan("Q4_0", "Q8_0", {V_PROJ: "Q8_0", DOWN_PROJ: "Q8_0"}),
+        Plan("Q8_0", "Q8_0", {EMBEDDING: "Q4_0"}),
+    ],
+)
+def test_kernels_read_the_codes_as_the_plans_grids_mean_them(
+    plan: Plan, graph: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    quantize_graph(
-        source=folders["fp32"] / "model.onnx",
-        out=tmp_path / "model.onnx",
-        accuracy_level=1,
-        codes=CodeSet(Plan(f"Q{bits}_0", "Q8_0")),
-    )
-    assert np.abs(onnx_logits(tmp_path / "model.onnx", IDS) - torch_logits(tiny_llama, bits=bits)).max() < 1e-3
+    out, codes = tmp_path / "onnx", CodeSet(plan)
+    facts = export_onnx(model=tiny_llama, out=out, threads=1, graph=graph, codes=codes, accuracy_level=1)
+    assert facts.fallback_tensors == 0
+    assert np.abs(onnx_logits(out / "model.onnx", IDS) - torch_logits(tiny_llama, plan=plan)).max() < 1e-3
+
+
+def test_a_stack_of_two_grids_is_a_node_for_each(graph: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    codes = CodeSet(Plan("Q4_0", "Q8_0", {V_PROJ: "Q8_0"}))
+    export_onnx(model=tiny_llama, out=tmp_path / "onnx", threads=1, graph=graph, codes=codes)
+    nodes = onnx.load_model(str(tmp_path / "onnx" / "model.onnx"), load_external_data=False).graph.node
+    (joined,) = [n for n in nodes if n.op_type == "Concat" and "qkv_proj" in n.name]
+    parts = [n for n in nodes if n.op_type == "MatMulNBits" and n.output[0] in joined.input]
+    found = [{a.name: a.i for a in n.attribute} for n in parts]
+    assert [(a["bits"], a["N"]) for a in found] == [(4, 96), (8, 32)]
+
+
+def test_importances_reach_the_matrix_of_their_name(graph: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    weights = stored_tensors(tiny_llama)[DOWN_PROJ].read()
+    importance = np.linspace(0.01, 4, weights.shape[1]) ** 2
+    plan = Plan("Q4_0", "Q8_0")
+    codes = CodeSet(plan, importances={DOWN_PROJ: importance})
+    export_onnx(model=tiny_llama, out=tmp_path / "onnx", threads=1, graph=graph, codes=codes)
+    held = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "onnx" / "model.onnx").graph.initializer}
+    found = held["model.layers.0.mlp.down_proj.MatMul.weight_codes"]
+    assert np.array_equal(found, pack_codes(search_blocks(weights, grid="Q4_0", importance=importance)))
+    assert not np.array_equal(found, pack_codes(encode_blocks(weights, grid="Q4_0")))
+
+
+def test_a_grid_that_onnx_has_not_is_refused(graph: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    codes = CodeSet(Plan("Q4_0", "Q8_0", {DOWN_PROJ: "Q5_0"}))
+    with pytest.raises(InputError, match=r"expected grid Q4_0 or Q8_0.* for 'model\.layers\.0\.mlp.*, found Q5_0"):
+        export_onnx(model=tiny_llama, out=tmp_path / "onnx", threads=1, graph=graph, codes=codes)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_int8_activations_cost_little(folders: dict[str, Path], tiny_llama: Path, precision: str) -> None:
     ours = onnx_logits(folders[precision] / "model.onnx", IDS)
-    grid = torch_logits(tiny_llama, bits=int(precision[3:]))
+    grid = torch_logits(tiny_llama, plan=code_set(precision).plan)
     assert np.abs(ours - grid).mean() < 0.03 * np.abs(grid).mean()
 
 
@@ -159,11 +205,13 @@ def test_no_commit_of_a_checkout_around_the_package_is_stamped_in(folders: dict[
         assert model.producer_version == version("onnxruntime-genai")
 
 
-def test_an_old_folder_is_replaced_whole(folders: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
+def test_an_old_folder_is_replaced_whole(
+    folders: dict[str, Path], graph: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "onnx-int8"
     out.mkdir()
     (out / "model.onnx.data.old").write_bytes(b"stale")
-    export_onnx(model=tiny_llama, out=out, threads=1, graph=folders["fp32"], codes=CodeSet(Plan("Q8_0", "Q8_0")))
+    export_onnx(model=tiny_llama, out=out, threads=1, graph=graph, codes=CodeSet(Plan("Q8_0", "Q8_0")))
     assert digests(out) == digests(folders["int8"])
 
 
@@ -186,16 +234,16 @@ def test_a_builder_that_is_not_installed_is_missing(
         export_onnx(model=tiny_llama, out=tmp_path / "onnx-fp32", threads=1)
 
 
-def test_weights_that_are_not_numbers_fail_the_stage(
-    folders: dict[str, Path], tiny_llama: Path, tmp_path: Path
-) -> None:
-    graph = tmp_path / "graph"
-    shutil.copytree(folders["fp32"], graph)
-    data = bytearray((graph / "model.onnx.data").read_bytes())
-    data[-400:-396] = np.float32("nan").tobytes()
-    (graph / "model.onnx.data").write_bytes(data)
-    with pytest.raises(StageError, match=r"quantized ONNX weights could not be made from .* expected finite weights"):
-        export_onnx(model=tiny_llama, out=tmp_path / "out", threads=1, graph=graph, codes=CodeSet(Plan("Q4_0", "Q8_0")))
+def test_a_weight_that_is_not_a_number_is_refused_by_name(graph: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_llama, model)
+    tensors = load_file(model / "model.safetensors")
+    tensors[V_PROJ][3, 5] = np.nan
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(InputError, match=r"'model\.layers\.1\.self_attn\.v_proj\.weight' cannot be encoded: expected"):
+        export_onnx(model=model, out=tmp_path / "out", threads=1, graph=graph, codes=code_set("int4"))
     assert not (tmp_path / "out").exists()
 
 
