@@ -13,6 +13,8 @@ from edgedistill.runtimes.chat import end_ids
 
 # What a save notes about where and how it was made, which would change bytes and point outside the folder.
 CALL_NOTES = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "tokenizer_file")
+# transformers.js names a model's file after its dtype: "fp32" is plain model.onnx, whatever that holds.
+TRANSFORMERS_JS = {"transformers.js_config": {"dtype": "fp32", "use_external_data_format": True}}
 
 
 def write_companions(*, model: Path, folder: Path, entry: str) -> None:
@@ -39,7 +41,7 @@ def write_companions(*, model: Path, folder: Path, entry: str) -> None:
     if entry.endswith(".onnx"):
         tokenizer = spelled_out(tokenizer)
         config = read_json(model / "config.json")
-        write_json(folder / "config.json", {k: v for k, v in config.items() if k not in CALL_NOTES})
+        write_json(folder / "config.json", {k: v for k, v in config.items() if k not in CALL_NOTES} | TRANSFORMERS_JS)
         if template is not None:
             settings["chat_template"] = template
     write_text(folder / "tokenizer.json", json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")))

@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
+
 from edgedistill.core.errors import InputError
-from edgedistill.core.files import atomic_folder
+from edgedistill.core.files import atomic_folder, read_json
 from edgedistill.export.onnx_check import OnnxFacts, check_onnx
 from edgedistill.export.onnx_data import write_model
 from edgedistill.export.onnx_graph import GRAPH, ORIGINS, build_graph, is_traced, load_graph
@@ -46,6 +48,7 @@ def export_onnx(
             if not path.name.startswith(GRAPH) and path.name != ORIGINS:
                 shutil.copyfile(path, folder / path.name)
         made, found = load_graph(source, model=model)
+        _settle_cache_width(made.graph, width=read_json(folder / "genai_config.json")["model"]["decoder"]["head_size"])
         groups = []
         if codes is not None:
             if codes.by_name and not is_traced(source):
@@ -71,3 +74,11 @@ def _graph_folder(model: Path, graph: Path | None, threads: int, *, beside: Path
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle_cache_width(graph: onnx.GraphProto, *, width: int) -> None:
+    """Give the width of keys and values as a number: transformers.js makes its first, empty cache of what is said."""
+    for slot in (*graph.input, *graph.output):
+        for dim in slot.type.tensor_type.shape.dim:
+            if dim.dim_param == "kv_cache_dim":
+                dim.dim_value = width

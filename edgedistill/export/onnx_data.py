@@ -37,7 +37,7 @@ def write_model(
     Raises:
         InputError: a weight to be encoded is not finite.
     """
-    data = f"{out.name}.data"
+    data = f"{out.name}_data"  # as transformers.js names it
     places: dict[str, Place] = {}
     held: dict[bytes, Place] = {}
     with (out.parent / data).open("wb") as f:

@@ -149,6 +149,7 @@ def _source(folder: Path, *, texts: list[list[int]], threads: int) -> Source:
 
 def _build(order: Order, *, source: Source, context: StageContext, threads: int, codes: CodeSet | None) -> Artifact:
     from edgedistill.export.companions import write_companions
+    from edgedistill.export.modelfile import write_modelfile
     from edgedistill.export.parity import check_parity
 
     entry = ENTRIES[order.form]
@@ -156,6 +157,8 @@ def _build(order: Order, *, source: Source, context: StageContext, threads: int,
         make = _make_gguf if order.form == "gguf" else _make_onnx
         weights = make(order, folder=folder, context=context, threads=threads, codes=codes)
         write_companions(model=order.source, folder=folder, entry=entry)
+        if order.form == "gguf":
+            write_modelfile(model=order.source, folder=folder, entry=entry)
         parity = check_parity(
             folder=folder,
             entry=entry,

@@ -47,8 +47,8 @@ def template_of(tokenizer: Any, override: str | None = None) -> str:
     return template
 
 
-def render(tokenizer: Any, messages: Sequence[Message], *, template: str) -> str:
-    """The text up to where the assistant begins to answer.
+def render(tokenizer: Any, messages: Sequence[Message], *, template: str, answering: bool = True) -> str:
+    """The text up to where the assistant begins to answer, or to the end of the last message.
 
     Raises:
         InputError: the template refuses these messages or is no Jinja.
@@ -57,7 +57,9 @@ def render(tokenizer: Any, messages: Sequence[Message], *, template: str) -> str
 
     rows = [{"role": m.role, "content": m.content} for m in messages]
     try:
-        return tokenizer.apply_chat_template(rows, chat_template=template, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(
+            rows, chat_template=template, tokenize=False, add_generation_prompt=answering
+        )
     except TemplateError as e:
         roles = ", ".join(m.role for m in messages)
         raise InputError(f"the chat template cannot render messages of roles {roles}: {e}") from None

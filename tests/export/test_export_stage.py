@@ -204,9 +204,9 @@ def onnx_faults() -> dict[str, tuple[Any, str]]:
         return apply
 
     def stale(folder: Path) -> None:
-        data = bytearray((folder / "model.onnx.data").read_bytes())
+        data = bytearray((folder / "model.onnx_data").read_bytes())
         data[: len(data) // 2] = bytes(len(data) // 2)
-        (folder / "model.onnx.data").write_bytes(data)
+        (folder / "model.onnx_data").write_bytes(data)
 
     def shifted(found: dict[str, Any]) -> None:
         vocab = found["model"]["vocab"]

@@ -159,7 +159,7 @@ def test_a_folder_is_complete_and_loads_elsewhere_in_a_fresh_process(
     shutil.copytree(folders["fp32"], moved)
     names = {p.name for p in moved.iterdir()}
     assert names == {
-        "model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json",
+        "model.onnx", "model.onnx_data", "genai_config.json", "tokenizer.json", "tokenizer_config.json",
         "chat_template.jinja",
     }  # fmt: skip
     assert json.loads((moved / "tokenizer_config.json").read_text())["chat_template"].startswith("{% for m in")
@@ -210,7 +210,7 @@ def test_an_old_folder_is_replaced_whole(
 ) -> None:
     out = tmp_path / "onnx-int8"
     out.mkdir()
-    (out / "model.onnx.data.old").write_bytes(b"stale")
+    (out / "model.onnx_data.old").write_bytes(b"stale")
     export_onnx(model=tiny_llama, out=out, threads=1, graph=graph, codes=CodeSet(Plan("Q8_0", "Q8_0")))
     assert digests(out) == digests(folders["int8"])
 

@@ -62,10 +62,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty model": (lambda f: (f / "model.onnx").write_bytes(b""), "to hold 1 to"),
     "half a model": (lambda f: truncate(f / "model.onnx", 0.5), "is not a readable ONNX model"),
     "text as model": (lambda f: (f / "model.onnx").write_text("not protobuf"), "is not a readable ONNX model"),
-    "no data": (lambda f: (f / "model.onnx.data").unlink(), "expected the external data of"),
-    "half the data": (lambda f: truncate(f / "model.onnx.data", 0.5), "ends at byte"),
+    "no data": (lambda f: (f / "model.onnx_data").unlink(), "expected the external data of"),
+    "half the data": (lambda f: truncate(f / "model.onnx_data", 0.5), "ends at byte"),
     "longer data": (
-        lambda f: (f / "model.onnx.data").write_bytes((f / "model.onnx.data").read_bytes() + bytes(70000)),
+        lambda f: (f / "model.onnx_data").write_bytes((f / "model.onnx_data").read_bytes() + bytes(70000)),
         "belong to no tensor",
     ),
     "stale data": (lambda f: (f / "model.onnx_data").write_bytes(b"x"), "belongs to no tensor of model.onnx"),
