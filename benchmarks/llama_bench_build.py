@@ -32,18 +32,28 @@ def llama_bench(*, jobs: int = 2) -> Path:
     Raises:
         MissingError: the sdist cannot be had, or there is nothing to build it with; the last words of the tool.
     """
-    version = importlib.metadata.version("llama-cpp-python")
-    root = cache_dir() / "llama-bench" / f"llama-cpp-python-{version}"
+    source = llama_source()
+    root = source.parent
     tool = root / "build" / "bin" / "llama-bench"
     if tool.is_file():
         return tool
-    source = root / "source"
-    if not source.is_dir():
-        _fetch(f"llama-cpp-python=={version}", source)
     flags = [f"-D{name}={value}" for name, value in FLAGS.items()]
     _run("cmake", "-S", str(source), "-B", str(root / "build"), *flags)
     _run("cmake", "--build", str(root / "build"), "--target", "llama-bench", "-j", str(jobs))
     return tool
+
+
+def llama_source() -> Path:
+    """llama.cpp's part of the sdist of the llama-cpp-python installed here; the first call downloads it.
+
+    Raises:
+        MissingError: the sdist cannot be had.
+    """
+    version = importlib.metadata.version("llama-cpp-python")
+    source = cache_dir() / "llama-bench" / f"llama-cpp-python-{version}" / "source"
+    if not source.is_dir():
+        _fetch(f"llama-cpp-python=={version}", source)
+    return source
 
 
 def _fetch(requirement: str, target: Path) -> None:
