@@ -127,3 +127,33 @@ def test_recorded_noise_says_where_it_comes_from() -> None:
     kept = json.loads(NOISE.read_text(encoding="utf-8"))
     assert kept["environment"]["commit"] and kept["environment"]["host_id"] and kept["environment"]["date"]
     assert len(kept["rounds"]) >= 40 and all(len(both) == 2 and min(map(min, both)) > 0 for both in kept["rounds"])
+
+
+def test_export_cost_s_headline_is_of_pairs_of_a_round() -> None:
+    cost = script("benchmarks/export_cost.py")
+    files = {"model.onnx": 3, "model.onnx_data": 4, "tokenizer.json": 100}
+
+    def row(seconds: float, peak: float) -> dict[str, object]:
+        return {"wall_s": seconds, "cpu_s": 1.0, "peak_bytes": peak * 1e6, "files": files}
+
+    rounds = [
+        {"gguf": row(1, 200), "converter": row(10, 400), "onnx4": row(6, 500), "builder4": row(12, 1000)},
+        {"gguf": row(9, 200), "converter": row(30, 400), "onnx4": row(9, 700), "builder4": row(90, 1000)},
+        {"gguf": row(2, 300), "converter": row(10, 400), "onnx4": row(8, 600), "builder4": row(10, 1000)},
+    ]
+    assert cost.headline(rounds) == {
+        "gguf_time_ratio": 0.2, "gguf_mem_ratio": 0.5, "onnx4_s": 8, "onnx4_peak_mb": 600.0, "onnx4_bytes": 7,
+        "onnx4_time_ratio": 0.5, "onnx4_mem_ratio": 0.6, "builder4_bytes": 7,
+    }  # fmt: skip
+    assert set(cost.headline([{"onnx8": row(1, 2)}])) == {"onnx8_s", "onnx8_peak_mb", "onnx8_bytes"}
+
+
+def test_export_cost_adds_the_memory_of_a_process_and_its_children(tmp_path: Path) -> None:
+    cost = script("benchmarks/export_cost.py")
+    hold = "import sys, time; held = b'x' * 60_000_000; time.sleep(1)"
+    both = f"import subprocess, sys; held = b'x' * 40_000_000; subprocess.run([sys.executable, '-c', {hold!r}])"
+    write = f"import pathlib, sys; pathlib.Path(sys.argv[1], 'model.onnx').write_bytes(bytes(5)); {both}"
+    found = cost.measured([sys.executable, "-c", write, "OUT"], threads=1)
+    assert 100e6 < found["peak_bytes"] < 180e6 and found["wall_s"] > 1 and found["files"] == {"model.onnx": 5}
+    with pytest.raises(SystemExit, match=r"failed: .*ZeroDivisionError"):
+        cost.measured([sys.executable, "-c", "1 / 0"], threads=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnx
@@ -14,7 +15,8 @@ from edgedistill.core.files import atomic_folder, read_json
 from edgedistill.export.onnx_check import OnnxFacts, check_onnx
 from edgedistill.export.onnx_data import write_model
 from edgedistill.export.onnx_graph import GRAPH, ORIGINS, build_graph, is_traced, load_graph
-from edgedistill.export.onnx_quantize import quantize_graph
+from edgedistill.export.onnx_quantize import encode_all, quantize_graph
+from edgedistill.export.weights import stored_tensors
 from edgedistill.quant.codes import CodeSet
 
 # 4: kernels may round activations to int8.
@@ -43,7 +45,7 @@ def export_onnx(
         MissingError: a package that the builder needs is absent.
         InputError: a matrix could not be encoded, or `codes` has plans for matrices whose names the graph lost.
     """
-    with atomic_folder(out) as folder, _graph_folder(model, graph, threads, beside=out) as source:
+    with atomic_folder(out) as folder, _graph_folder(model, graph, threads, codes, beside=out) as source:
         for path in sorted(source.iterdir()):
             if not path.name.startswith(GRAPH) and path.name != ORIGINS:
                 shutil.copyfile(path, folder / path.name)
@@ -62,15 +64,24 @@ def export_onnx(
 
 
 @contextlib.contextmanager
-def _graph_folder(model: Path, graph: Path | None, threads: int, *, beside: Path) -> Iterator[Path]:
-    """The graph to start from: `graph` as it is, or a temporary folder that the builder fills."""
+def _graph_folder(
+    model: Path, graph: Path | None, threads: int, codes: CodeSet | None, *, beside: Path
+) -> Iterator[Path]:
+    """The graph to start from: `graph` as it is, or a temporary folder that the builder fills.
+
+    The builder is a process of its own, and mostly reads libraries; `codes` are made while it runs.
+    """
     if graph is not None:
         yield graph
         return
     temporary = beside.parent / f".{beside.name}.graph.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        build_graph(model=model, out=temporary, threads=threads)
+        with ThreadPoolExecutor(1) as pool:
+            built = pool.submit(build_graph, model=model, out=temporary, threads=threads)
+            if codes is not None:
+                encode_all(stored_tensors(model).values(), codes=codes)
+            built.result()
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

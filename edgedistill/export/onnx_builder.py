@@ -59,6 +59,8 @@ def main(arguments: list[str]) -> None:
 
 def run_builder(model: Path, out: Path) -> None:
     """Let the builder write its float32 CPU export of `model` into the folder `out`, and finish its settings files."""
+    # A decorator in transformers' modules that would import torch's compiler, which nothing here uses.
+    torch.compiler.disable = lambda function=None, **_: function or (lambda f: f)
     from onnxruntime_genai.models.builder import Model, create_model, parse_extra_options
 
     from edgedistill.export.onnx_families import adapt_builder

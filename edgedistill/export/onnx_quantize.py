@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from edgedistill.core.errors import InputError
-from edgedistill.export.onnx_graph import Matrix, Part
+from edgedistill.export.onnx_graph import Matrix, Part, Rows
 from edgedistill.quant.blocks import BLOCK, Blocks, Grid, grid_named
 from edgedistill.quant.codes import CodeSet
 from edgedistill.quant.plan import Plan
@@ -65,6 +65,20 @@ class Group:
             kind: onnx.TensorProto(name=f"{self.name}_{kind}", data_type=dtype, dims=dims)
             for kind, (dtype, dims) in kinds.items()
         }
+
+
+def encode_all(tensors: Iterable[Rows], *, codes: CodeSet) -> None:
+    """Let `codes` hold those of every matrix among `tensors` that its plan has a grid for.
+
+    Raises:
+        InputError: a weight is not finite.
+    """
+    for tensor in tensors:
+        name = codes.plan.grid(tensor.name, tensor.shape)
+        if name is not None:
+            group = Group(tensor.name, grid_named(name), (Part(tensor, 0, tensor.shape[0]),))
+            for _ in group.blocks(codes):
+                pass
 
 
 def quantize_graph(
