@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from llama_bench_build import llama_source
 
 from edgedistill.bench.preflight import preflight
 from edgedistill.core.errors import EdgeDistillError
@@ -57,6 +56,8 @@ CONVERTER = (
 
 def jobs(model: Path, *, threads: int) -> dict[str, list[str]]:
     """Commands by job, but for the folder to write to, which stands as OUT."""
+    from llama_bench_build import llama_source
+
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", "OUT"]
     builder += ["-e", "cpu", "-c", "OUT/cache", "--extra_options", "hf_token=false", "-p"]
     return {

@@ -155,5 +155,5 @@ def test_export_cost_adds_the_memory_of_a_process_and_its_children(tmp_path: Pat
     write = f"import pathlib, sys; pathlib.Path(sys.argv[1], 'model.onnx').write_bytes(bytes(5)); {both}"
     found = cost.measured([sys.executable, "-c", write, "OUT"], threads=1)
     assert 100e6 < found["peak_bytes"] < 180e6 and found["wall_s"] > 1 and found["files"] == {"model.onnx": 5}
-    with pytest.raises(SystemExit, match=r"failed: .*ZeroDivisionError"):
+    with pytest.raises(SystemExit, match=r"(?s)failed: .*ZeroDivisionError"):
         cost.measured([sys.executable, "-c", "1 / 0"], threads=1)

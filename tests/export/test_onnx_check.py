@@ -68,7 +68,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: (f / "model.onnx_data").write_bytes((f / "model.onnx_data").read_bytes() + bytes(70000)),
         "belong to no tensor",
     ),
-    "stale data": (lambda f: (f / "model.onnx_data").write_bytes(b"x"), "belongs to no tensor of model.onnx"),
+    "stale data": (lambda f: (f / "model.onnx.data").write_bytes(b"x"), "belongs to no tensor of model.onnx"),
     "data outside": (
         lambda f: edit_graph(f, lambda m: external(m, "location", "../../etc/passwd")),
         "expected a path inside",
