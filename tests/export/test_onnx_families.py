@@ -20,6 +20,7 @@ from edgedistill.core.files import read_json, write_json
 from edgedistill.export.companions import write_companions
 from edgedistill.export.gguf import export_gguf_codes
 from edgedistill.export.onnx import export_onnx
+from edgedistill.export.onnx_graph import ORIGINS, build_graph, is_traced, load_graph
 from edgedistill.export.parity_text import check_text
 from edgedistill.export.weights import stored_tensors
 from edgedistill.quant.blocks import decode_blocks
@@ -29,17 +30,49 @@ from edgedistill.runtimes.base import decode, open_session
 
 
 @pytest.fixture(scope="session")
-def onnx_folders(family_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The float32 export of each family; two builders at a time, which spend most of it on imports."""
-    root = tmp_path_factory.mktemp("onnx")
+def onnx_graphs(family_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The builder's graph of each family; two builders at a time, which spend most of it on imports."""
+    root = tmp_path_factory.mktemp("graphs")
 
     def build(name: str) -> Path:
-        export_onnx(model=family_folders[name], out=root / name, threads=1)
-        write_companions(model=family_folders[name], folder=root / name, entry="model.onnx")
+        build_graph(model=family_folders[name], out=root / name, threads=1)
         return root / name
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(FAMILIES, pool.map(build, FAMILIES), strict=True))
+
+
+@pytest.fixture(scope="session")
+def onnx_folders(
+    family_folders: dict[str, Path], onnx_graphs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The float32 export of each family."""
+    root = tmp_path_factory.mktemp("onnx")
+    for name, model in family_folders.items():
+        export_onnx(model=model, out=root / name, threads=1, graph=onnx_graphs[name])
+        write_companions(model=model, folder=root / name, entry="model.onnx")
+    return {name: root / name for name in family_folders}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_matrix_is_traced_to_its_tensor(
+    name: str, family_folders: dict[str, Path], onnx_graphs: dict[str, Path]
+) -> None:
+    assert is_traced(onnx_graphs[name])
+    graph, found = load_graph(onnx_graphs[name], model=family_folders[name])
+    assert {i.name for i in graph.graph.initializer if i.external_data} == set(found)
+    used = sorted((p.source.name, p.begin, p.end) for matrix in found.values() for p in matrix.parts)
+    wanted = {tensor for tensor, stored in stored_tensors(family_folders[name]).items() if len(stored.shape) == 2}
+    assert {tensor for tensor, _, _ in used} == wanted
+
+
+def test_stacked_and_sliced_rows_keep_their_places(onnx_graphs: dict[str, Path]) -> None:
+    origins = read_json(onnx_graphs["phi3-4k"] / ORIGINS)
+    gate_up = "model.layers.1.mlp.gate_up_proj.weight"
+    assert origins["model.layers.1.mlp.up_proj.MatMul.weight"] == {"transposed": True, "parts": [[gate_up, 192, 384]]}
+    ((stacked, begin, _),) = origins["model.layers.0.attn.qkv_proj.MatMul.weight"]["parts"]
+    assert (stacked, begin) == ("model.layers.0.self_attn.qkv_proj.weight", 0)
+    assert origins["model.embed_tokens.weight"]["transposed"] is False
 
 
 def deviations(engine: str, path: Path, wanted: np.ndarray, ids: list[int]) -> tuple[float, float]:
@@ -95,12 +128,12 @@ def test_scaled_rotations_are_in_the_graph(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_both_formats_hold_the_codes(
-    name: str, family_folders: dict[str, Path], onnx_folders: dict[str, Path], tmp_path: Path
+    name: str, family_folders: dict[str, Path], onnx_graphs: dict[str, Path], tmp_path: Path
 ) -> None:
     codes = CodeSet(Plan(layers="Q4_0", table="Q8_0"))
     export_gguf_codes(model=family_folders[name], out=tmp_path / "m.gguf", codes=codes)
     facts = export_onnx(
-        model=family_folders[name], out=tmp_path / "onnx", threads=1, graph=onnx_folders[name], codes=codes
+        model=family_folders[name], out=tmp_path / "onnx", threads=1, graph=onnx_graphs[name], codes=codes
     )
     assert facts.fallback_tensors == 0
     model = AutoModelForCausalLM.from_pretrained(family_folders[name], dtype=torch.float32).eval()
