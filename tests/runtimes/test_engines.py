@@ -240,8 +240,8 @@ ONNX_DAMAGE = {
     "names outside": (lambda f: rename_in_config(f, "../model.onnx"), "expected a path inside"),
     "names nothing": (lambda f: rename_in_config(f, "other.onnx"), "names other.onnx, which is not there"),
     "graph cut": (lambda f: os.truncate(f / "model.onnx", 5000), "onnxruntime-genai cannot run"),
-    "data cut": (lambda f: os.truncate(f / "model.onnx_data", 100_000), "onnxruntime-genai cannot run"),
-    "data absent": (lambda f: (f / "model.onnx_data").unlink(), "onnxruntime-genai cannot run"),
+    "data cut": (lambda f: os.truncate(f / "model.onnx.data", 100_000), "onnxruntime-genai cannot run"),
+    "data absent": (lambda f: (f / "model.onnx.data").unlink(), "onnxruntime-genai cannot run"),
 }
 
 
