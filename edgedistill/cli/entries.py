@@ -1,4 +1,4 @@
-"""What of the benchmark the command line reaches outside of a run, by entries as the plan reaches its stages."""
+"""What of the benchmark and the export the command line reaches outside of a run, by entries as plans reach stages."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ def read_llama_bench(path: Path) -> list[Measurement]:
 def write_llama_bench(path: Path, rows: list[Measurement]) -> int:
     """Write rows as llama-bench does; see `bench.llama_bench`."""
     return _entry("edgedistill.bench.llama_bench:write_llama_bench")(path, rows)
+
+
+def verify(artifact: Path, *, against: Path, text: Path | None, report: Reporter) -> dict[str, Any]:
+    """Prove an artifact, on the text that every run is evaluated on where none is given; see `export.verify`."""
+    text = text or _entry("edgedistill.evals.stage:ENGLISH")
+    return _entry("edgedistill.export.verify:verify")(artifact, against=against, text=text, report=report)
+
+
+def diagnose(artifact: Path, *, against: Path, report: Reporter) -> dict[str, Any]:
+    """Find where an artifact parts from its model; see `export.diagnose`."""
+    text = _entry("edgedistill.evals.stage:ENGLISH")
+    return _entry("edgedistill.export.diagnose:diagnose")(artifact, against=against, text=text, report=report)
 
 
 def _entry(name: str) -> Any:

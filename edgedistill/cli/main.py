@@ -62,6 +62,16 @@ Weights = Annotated[float | None, typer.Option(metavar="N", help="Count of weigh
 HeadWeights = Annotated[float, typer.Option(metavar="N", help="How many of them are in the output matrix.")]
 KvBytes = Annotated[float, typer.Option(metavar="N", help="Bytes of the KV cache read per token.")]
 RUNS = Path("runs")
+ArtifactPath = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="A GGUF file, an ONNX folder, or an artifact's folder.")
+]
+Against = Annotated[
+    Path,
+    typer.Option("--against", metavar="MODEL", help="The Hugging Face folder, or another artifact of the release."),
+]
+TextFile = Annotated[
+    Path | None, typer.Option("--text", metavar="FILE", help="Text or JSONL to predict, instead of plain English.")
+]
 Settle = Annotated[bool, typer.Option("--settle", help="Measure further blocks while a check is inconclusive.")]
 Suggest = Annotated[bool, typer.Option("--suggest", help="Print budgets that this run would keep, as TOML.")]
 Baseline = Annotated[Path | None, typer.Option("--baseline", metavar="FILE", help="Compare with this stored baseline.")]
@@ -170,6 +180,36 @@ def bench(reference: Model = None, targets: Targets = None, overrides: Set = Non
     )  # fmt: skip
     if rows is not None:
         _print(helper.rows_json(rows) if as_json else helper.rows_table(rows), as_json=as_json)
+
+
+@app.command()
+def verify(artifact: ArtifactPath, against: Against, text: TextFile = None, as_json: Json = False) -> None:
+    """Prove that an artifact reads, ends and predicts text as its model does.
+
+    Exit code 1 when a check fails.
+    """
+    from edgedistill.cli import entries, proof
+    from edgedistill.cli.progress import reporter
+
+    with reporter() as report:
+        found = entries.verify(artifact, against=against, text=text, report=report)
+    _print(found if as_json else proof.verified(found), as_json=as_json)
+    raise typer.Exit(0 if found["holds"] else 1)
+
+
+@app.command()
+def diagnose(artifact: ArtifactPath, against: Against, as_json: Json = False) -> None:
+    """Name the first place where an artifact parts from its model.
+
+    Exit code 1 when there is one.
+    """
+    from edgedistill.cli import entries, proof
+    from edgedistill.cli.progress import reporter
+
+    with reporter() as report:
+        found = entries.diagnose(artifact, against=against, report=report)
+    _print(found if as_json else proof.diagnosed(found), as_json=as_json)
+    raise typer.Exit(0 if found["sound"] else 1)
 
 
 @app.command()

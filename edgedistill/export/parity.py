@@ -12,13 +12,10 @@ import numpy as np
 
 from edgedistill.core.errors import StageError
 from edgedistill.export.parity_text import check_text
+from edgedistill.export.tally import Divergence, Tally
 from edgedistill.runtimes.base import decode, open_session
 
 MAX_TOKENS = 96  # of one text: enough for a chat turn, and little enough for every variant of every run
-
-
-SURE_NATS = 1.0  # the student is sure where its best token leads the second by this much log-probability
-FEW = 8  # fewer sure positions than this judge nothing
 
 
 @dataclass(frozen=True)
@@ -45,17 +42,6 @@ class Prediction:
     logits: np.ndarray
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """How far logits lie from the student's at `positions` places."""
-
-    positions: int
-    kld_nats: float
-    top1_ratio: float
-    sure_positions: int
-    sure_top1_ratio: float | None
-
-
 def check_parity(
     *,
     folder: Path,
@@ -79,13 +65,7 @@ def check_parity(
     text_figures, failures = check_text(folder=folder, entry=entry, reference=reference, probes=probes)
     fresh, cached = compare_logits(folder=folder, entry=entry, predictions=predictions, threads=threads)
     for way, found in (("in one pass", fresh), ("through the KV cache", cached)):
-        if not found.kld_nats <= bounds.max_kld_nats:
-            failures.append(f"KLD to the student {way} is {found.kld_nats:.4g} nats, over {bounds.max_kld_nats:g}")
-        if found.sure_top1_ratio is not None and found.sure_top1_ratio < bounds.min_sure_top1_ratio:
-            failures.append(
-                f"top-1 agreement {way} where the student is sure is {found.sure_top1_ratio:.1%}, "
-                f"under {bounds.min_sure_top1_ratio:.0%}"
-            )
+        failures += beyond(found, bounds=bounds, way=way)
     if failures:
         raise StageError(f"{variant} is not equal to its source in {reference}: {'; '.join(failures)}")
     return {
@@ -94,6 +74,19 @@ def check_parity(
         "cached": _figures(cached),
         "bounds": vars(bounds),
     }
+
+
+def beyond(found: Divergence, *, bounds: Bounds, way: str) -> list[str]:
+    """A clause for each bound that the divergence, measured in some `way`, does not keep; NaN keeps none."""
+    failures = []
+    if not found.kld_nats <= bounds.max_kld_nats:
+        failures.append(f"KLD to the student {way} is {found.kld_nats:.4g} nats, over {bounds.max_kld_nats:g}")
+    if found.sure_top1_ratio is not None and found.sure_top1_ratio < bounds.min_sure_top1_ratio:
+        failures.append(
+            f"top-1 agreement {way} where the student is sure is {found.sure_top1_ratio:.1%}, "
+            f"under {bounds.min_sure_top1_ratio:.0%}"
+        )
+    return failures
 
 
 def predict(*, model: Path, texts: Sequence[Sequence[int]], threads: int) -> list[Prediction]:
@@ -118,7 +111,7 @@ def compare_logits(
         StageError: the two have another vocabulary.
     """
     engine, path = ("llamacpp", folder / entry) if entry.endswith(".gguf") else ("onnx", folder)
-    fresh, cached = _Sum(), _Sum()
+    fresh, cached = Tally(), Tally()
     with closing(open_session(engine, path, threads=threads, context=MAX_TOKENS)) as artifact:
         for ids, wanted in ((p.ids, p.logits) for p in predictions):
             if wanted.shape[1] != artifact.vocab:
@@ -127,38 +120,6 @@ def compare_logits(
             fresh.add(wanted, artifact.logits(ids))
             cached.add(wanted[half:], decode(artifact, ids[half:], past=ids[:half]))
     return fresh.divergence(), cached.divergence()
-
-
-class _Sum:
-    """Running sums of KL(student ‖ artifact) and of equal argmax over rows of logits `[n, vocab]`."""
-
-    def __init__(self) -> None:
-        self.kld, self.positions, self.equal, self.sure, self.sure_equal = 0.0, 0, 0, 0, 0
-
-    def add(self, student: np.ndarray, artifact: np.ndarray) -> None:
-        p, q = log_softmax(student), log_softmax(artifact)
-        self.kld += float(np.sum(np.exp(p) * (p - q)))
-        second, first = np.partition(p, (-2, -1), axis=1)[:, -2:].T
-        equal, sure = np.argmax(p, axis=1) == np.argmax(q, axis=1), first - second >= SURE_NATS
-        self.positions += len(p)
-        self.equal += int(equal.sum())
-        self.sure += int(sure.sum())
-        self.sure_equal += int((equal & sure).sum())
-
-    def divergence(self) -> Divergence:
-        return Divergence(
-            positions=self.positions,
-            kld_nats=self.kld / self.positions,
-            top1_ratio=self.equal / self.positions,
-            sure_positions=self.sure,
-            sure_top1_ratio=self.sure_equal / self.sure if self.sure >= FEW else None,
-        )
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities of `[n, vocab]` logits in float64."""
-    shifted = logits.astype(np.float64) - np.max(logits, axis=1, keepdims=True)
-    return shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))
 
 
 def _figures(found: Divergence) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -91,6 +92,28 @@ def tokenize_with(path: Path, texts: Sequence[str]) -> list[list[int]]:
     try:
         vocab = lib.llama_model_get_vocab(model)
         return [tokenize(vocab, text) for text in texts]
+    finally:
+        lib.llama_model_free(model)
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The BOS and EOS of a GGUF as llama.cpp has them (None for none), and whether it puts them around text."""
+
+    bos: int | None
+    eos: int | None
+    add_bos: bool
+    add_eos: bool
+
+
+def special_ids(path: Path) -> SpecialIds:
+    """What llama.cpp makes of the special tokens of the vocabulary in `path`."""
+    lib = library()
+    model = load(path, vocab_only=True)
+    try:
+        vocab = lib.llama_model_get_vocab(model)
+        bos, eos = (int(i) if i >= 0 else None for i in (lib.llama_vocab_bos(vocab), lib.llama_vocab_eos(vocab)))
+        return SpecialIds(bos, eos, bool(lib.llama_vocab_get_add_bos(vocab)), bool(lib.llama_vocab_get_add_eos(vocab)))
     finally:
         lib.llama_model_free(model)
 

@@ -137,6 +137,22 @@ class LlamaSession:
         self.reset()
         return np.concatenate(rows)
 
+    def batch_logits(self, batch: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Logits `[len(ids), vocab]` of each of several fresh sequences that one batch decodes together.
+
+        Raises:
+            InputError: the sequences do not fit one batch, or the vocabulary.
+        """
+        for ids in batch:
+            check_room(ids, used=0, context=self.context, vocab=self.vocab)
+        context = self._parallel(cells=-(-max(map(len, batch)) // 32) * 32, sequences=len(batch))
+        if (count := sum(map(len, batch))) > context.tokens:
+            raise InputError(f"{count} tokens do not fit a batch of {context.tokens}; give fewer or shorter sequences")
+        rows = context.run([(sequence, 0, ids, True) for sequence, ids in enumerate(batch)]).copy()
+        for sequence in range(len(batch)):
+            context.forget(sequence)
+        return np.split(rows, np.cumsum([len(ids) for ids in batch])[:-1])
+
     def generate(
         self,
         batch: list[list[int]],

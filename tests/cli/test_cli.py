@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from edgedistill.cli.main import app
 
 COMMANDS = [
-    *("doctor", "plan", "run", "synth", "train", "export", "eval", "bench", "gate"),
+    *("doctor", "plan", "run", "synth", "train", "export", "eval", "bench", "verify", "diagnose", "gate"),
     *("report", "status", "compare", "targets"),
 ]
 EDGEDISTILL = Path(sys.executable).parent / "edgedistill"
