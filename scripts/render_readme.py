@@ -136,7 +136,8 @@ def _shown(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         return parameter.metavar or parameter.name.upper()
     metavar = f" {parameter.metavar}" if parameter.metavar else ""
-    return f"[{parameter.opts[-1]}{metavar}]"
+    shown = f"{parameter.opts[-1]}{metavar}"
+    return shown if parameter.required else f"[{shown}]"
 
 
 def _docstring(path: Path) -> str:

@@ -184,7 +184,7 @@ def bench(reference: Model = None, targets: Targets = None, overrides: Set = Non
 
 @app.command()
 def verify(artifact: ArtifactPath, against: Against, text: TextFile = None, as_json: Json = False) -> None:
-    """Prove that an artifact reads, ends and predicts text as its model does.
+    """Prove an artifact equal to its model, within its precision.
 
     Exit code 1 when a check fails.
     """

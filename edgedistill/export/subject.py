@@ -52,12 +52,12 @@ def open_subject(given: Path, *, rehash: bool = True) -> Subject:
         InputError: it is none of these, or damaged, or a file is not as artifact.json lists it.
     """
     folder = given if given.is_dir() else given.parent
-    artifact = None
+    artifact, files = None, sorted(given.glob("*.gguf")) if given.is_dir() else []
     if (folder / "artifact.json").is_file() and (given.is_dir() or given.suffix == ".gguf"):
         artifact = load_artifact(folder, rehash=True) if rehash else _unhashed(folder)
         if given.is_file() and artifact.entry != given.name:
             artifact = None
-    entry = given.name if given.is_file() else artifact.entry if artifact else ""
+    entry = given.name if given.is_file() else artifact.entry if artifact else files[0].name if len(files) == 1 else ""
     if entry.endswith(".gguf"):
         file = read_gguf(folder / entry)
         if not file.tensors:
@@ -73,8 +73,8 @@ def open_subject(given: Path, *, rehash: bool = True) -> Subject:
         check_folder(folder)
         return Subject(str(given), "hf", folder, folder, "", None)
     raise InputError(
-        f"expected a .gguf file, a folder with genai_config.json or artifact.json, or a Hugging Face folder, found "
-        f"{'nothing' if not given.exists() else 'none of them'} at {given}; give the model's own file or folder"
+        "expected a .gguf file or a folder with one, an ONNX folder with genai_config.json, or a Hugging Face folder, "
+        f"found {'nothing' if not given.exists() else 'none of them'} at {given}; give the model's own file or folder"
     )
 
 

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import faults
 import pytest
 
 from edgedistill.core.files import atomic_folder, cache_dir
@@ -65,3 +66,23 @@ def family_ggufs(family_folders: dict[str, Path], tmp_path_factory: pytest.TempP
     for name, folder in family_folders.items():
         export_gguf_f16(model=folder, out=root / f"{name}.gguf")
     return {name: root / f"{name}.gguf" for name in family_folders}
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a name, made once: `model`, `later`, and exports of both as `model-int4`, … Do not write there."""
+    root = tmp_path_factory.mktemp("made")
+
+    def get(name: str) -> Path:
+        folder = root / name
+        if folder.exists():
+            return folder
+        source, _, precision = name.partition("-")
+        if not precision:
+            return faults.save_model(folder) if name == "model" else faults.save_later(get("model"), folder)
+        if precision in ("f16", "q4_0"):
+            return faults.export_gguf(get(source), folder, precision=precision)
+        graph = None if precision == "fp32" else get(f"{source}-fp32")
+        return faults.export_onnx_folder(get(source), folder, precision=precision, graph=graph)
+
+    return get

@@ -42,6 +42,12 @@ def save_later(model: Path, folder: Path) -> Path:
     return folder
 
 
+def save_text(file: Path) -> Path:
+    """Plain text of about 600 tokens."""
+    file.write_text("".join(f"The light in room {n} is on, turn it off; then play {n * 7} songs. " for n in range(30)))
+    return file
+
+
 def export_gguf(model: Path, folder: Path, *, precision: str) -> Path:
     folder.mkdir(parents=True)
     if precision == "f16":

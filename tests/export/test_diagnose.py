@@ -23,7 +23,6 @@ from edgedistill.export.gguf import to_neighbour_rotation
 from edgedistill.export.tensors import from_neighbour_rotation, unpacked
 from edgedistill.export.weigh import relative, rounded
 
-TEXT = "The light in the living room is on, turn it off. " * 12
 PROBES = 300
 CASES = [
     *((precision, name) for precision in ("f16", "q4_0") for name in faults.GGUF_FAULTS),
@@ -31,35 +30,14 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a name, made once: `model`, `later`, and exports of both as `model-int4`, …"""
-    root = tmp_path_factory.mktemp("made")
-    (root / "text.txt").write_text(TEXT)
-
-    def get(name: str) -> Path:
-        folder = root / name
-        if folder.exists():
-            return folder
-        source, _, precision = name.partition("-")
-        if not precision:
-            return faults.save_model(folder) if name == "model" else faults.save_later(get("model"), folder)
-        if precision in ("f16", "q4_0"):
-            return faults.export_gguf(get(source), folder, precision=precision)
-        graph = None if precision == "fp32" else get(f"{source}-fp32")
-        return faults.export_onnx_folder(get(source), folder, precision=precision, graph=graph)
-
-    return get
-
-
 def diagnosed(folder: Path, made: Callable[[str], Path]) -> dict[str, Any]:
-    text = made("model").parent / "text.txt"
+    text = faults.save_text(made("model").parent / "text.txt")
     return diagnose(folder, against=made("model"), text=text, report=SilentReporter(), probes=PROBES)
 
 
 @pytest.mark.parametrize("precision", ["f16", "q4_0", "fp32", "int4"])
 def test_diagnose_finds_nothing_in_a_sound_artifact(precision: str, made: Callable[[str], Path]) -> None:
-    found = diagnosed(_entry(made(f"model-{precision}")), made)
+    found = diagnosed(made(f"model-{precision}"), made)
     assert found["sound"] and found["first"] is None, found["findings"]
     places = [stage["place"] for stage in found["stages"]]
     layers = [f"layer {k}'s {part}" for k in range(faults.LAYERS) for part in ("attention", "MLP")]
@@ -77,15 +55,11 @@ def test_diagnose_names_the_fault(precision: str, name: str, made: Callable[[str
     inject, place, told = kinds[name]
     folder = Path(shutil.copytree(made(f"model-{precision}"), tmp_path / "artifact"))
     inject(folder, **({"later": made(f"later-{precision}")} if name.startswith("stale") else {}))
-    found = diagnosed(_entry(folder), made)
+    found = diagnosed(folder, made)
     assert not found["sound"]
     assert found["first"]["place"] == place, found["findings"]
     assert told in found["first"]["sentence"]
     json.dumps(found, allow_nan=False)
-
-
-def _entry(folder: Path) -> Path:
-    return folder / "model.gguf" if (folder / "model.gguf").is_file() else folder
 
 
 def test_every_fault_of_the_list_is_injected_and_parts_that_follow_are_not_blamed(
