@@ -13,9 +13,10 @@ from export_builders import save_byte_level, save_llama
 
 from edgedistill.core.files import read_json, write_json
 from edgedistill.export.companions import write_companions
-from edgedistill.export.gguf import Coding, export_gguf_codes, export_gguf_f16
+from edgedistill.export.gguf import export_gguf_codes, export_gguf_f16
 from edgedistill.export.onnx import export_onnx
 from edgedistill.quant.codes import CodeSet
+from edgedistill.quant.plan import plan_of
 from edgedistill.runtimes.gguf_file import read_gguf
 
 LAYERS, HEADS, THETA = 3, 4, 10000.0
@@ -53,14 +54,14 @@ def export_gguf(model: Path, folder: Path, *, precision: str) -> Path:
     if precision == "f16":
         export_gguf_f16(model=model, out=folder / "model.gguf")
     else:
-        coding = Coding(layers="Q4_0", table="Q8_0", codes=CodeSet())
-        export_gguf_codes(model=model, out=folder / "model.gguf", coding=coding)
+        export_gguf_codes(model=model, out=folder / "model.gguf", codes=CodeSet(plan_of(precision)))
     write_companions(model=model, folder=folder, entry="model.gguf")
     return folder
 
 
 def export_onnx_folder(model: Path, folder: Path, *, precision: str, graph: Path | None = None) -> Path:
-    export_onnx(model=model, out=folder, precision=precision, threads=1, graph=graph)
+    codes = None if precision == "fp32" else CodeSet(plan_of(precision))
+    export_onnx(model=model, out=folder, threads=1, graph=graph, codes=codes)
     write_companions(model=model, folder=folder, entry="model.onnx")
     return folder
 

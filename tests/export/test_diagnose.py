@@ -11,6 +11,7 @@ from typing import Any
 import faults
 import numpy as np
 import pytest
+from family_builders import FAMILIES
 from typer.testing import CliRunner
 
 from edgedistill.cli.main import app
@@ -73,6 +74,20 @@ def test_every_fault_of_the_list_is_injected_and_parts_that_follow_are_not_blame
     assert finding["error"] > 0.2 > finding["explained"]
     after = [stage["parts"] for stage in found["stages"]]
     assert not any(after[:4]) and all(after[4:-1]) and not after[-1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_diagnose_finds_every_place_sound_in_every_family(
+    name: str, family_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model, text = family_folders[name], faults.save_text(tmp_path / "text.txt")
+    folder = faults.export_gguf(model, tmp_path / "gguf", precision="q4_0")
+    found = diagnose(folder, against=model, text=text, report=SilentReporter(), probes=PROBES)
+    assert found["sound"], found["findings"]
+    layers = 2 if name.startswith(("llama", "smollm2", "qwen", "phi")) else 4
+    assert len(found["stages"]) >= layers + 4  # llama.cpp names no middle of Phi's layers
+    for stage in found["stages"][1:-1]:
+        assert stage["error"] == pytest.approx(stage["explained"], rel=0.1, abs=2e-3), stage
 
 
 def test_diagnose_tells_two_faults_in_the_order_of_the_model(made: Callable[[str], Path], tmp_path: Path) -> None:

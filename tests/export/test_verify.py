@@ -102,18 +102,26 @@ def test_a_bare_gguf_from_elsewhere_is_read_by_its_own_vocabulary(made: Made, tm
         ("model-int4", faults.onnx_no_template, "chat template"),
     ],
 )
-def test_a_broken_artifact_fails_and_the_command_exits_1(
+def test_a_broken_artifact_fails_where_it_is_broken(
     name: str, inject: Callable[[Path], None], check: str, made: Made, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(made(name), tmp_path / "artifact"))
     inject(folder)
-    text = faults.save_text(tmp_path / "text.txt")
-    arguments = ["verify", str(folder), "--against", str(made("model")), "--text", str(text)]
-    result = CliRunner().invoke(app, [*arguments, "--json"])
-    assert result.exit_code == 1
-    found = json.loads(result.stdout)
+    found = verified(folder, against=made("model"))
     failed = [one["name"] for one in found["checks"] if not one["holds"]]
     assert not found["holds"] and check in failed
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_command_prints_json_and_exits_1_where_a_check_fails(made: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made("model-q4_0"), tmp_path / "artifact"))
+    faults.gguf_no_template(folder)
+    text = faults.save_text(tmp_path / "text.txt")
+    arguments = ["verify", str(folder), "--against", str(made("model")), "--text", str(text), "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert [one["name"] for one in found["checks"] if not one["holds"]] == ["chat template"]
 
 
 def test_the_command_shows_a_line_a_check_and_exits_0(made: Made) -> None:
