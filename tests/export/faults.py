@@ -29,7 +29,7 @@ def save_model(folder: Path) -> Path:
 
 
 def save_later(model: Path, folder: Path) -> Path:
-    """The same model some steps of training on: every tensor a twentieth away."""
+    """The same model some steps of training on: every tensor a fifth away."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -38,7 +38,7 @@ def save_later(model: Path, folder: Path) -> Path:
     torch.manual_seed(1)
     with torch.no_grad():
         for value in later.parameters():
-            value.add_(0.05 * value.std() * torch.randn_like(value))
+            value.add_(0.2 * value.std() * torch.randn_like(value))
     later.save_pretrained(folder)
     return folder
 
@@ -142,7 +142,7 @@ def onnx_zeroed(folder: Path) -> None:
     places = _places(folder)
     coded = f"{name}_codes" in places
     offset, length = places[f"{name}_codes" if coded else name]
-    _write(folder / "model.onnx.data", offset, bytes([0x88 if coded else 0]) * length)
+    _write(folder / "model.onnx_data", offset, bytes([0x88 if coded else 0]) * length)
 
 
 def onnx_wrong_theta(folder: Path) -> None:
@@ -152,7 +152,7 @@ def onnx_wrong_theta(folder: Path) -> None:
         half = 8  # head_dim 16
         rows = length // half // 4
         table = turn(np.arange(rows)[:, None] * 500000.0 ** (-np.arange(half) / half)).astype(np.float32)
-        _write(folder / "model.onnx.data", offset, table.tobytes())
+        _write(folder / "model.onnx_data", offset, table.tobytes())
 
 
 def onnx_shifted_vocabulary(folder: Path) -> None:
@@ -165,7 +165,7 @@ def onnx_shifted_vocabulary(folder: Path) -> None:
 
 
 def onnx_stale(folder: Path, *, later: Path) -> None:
-    shutil.copyfile(later / "model.onnx.data", folder / "model.onnx.data")
+    shutil.copyfile(later / "model.onnx_data", folder / "model.onnx_data")
 
 
 GGUF_FAULTS: dict[str, tuple[Callable[..., None], str, str]] = {
