@@ -26,6 +26,8 @@ from edgedistill.core.host import environment
 from edgedistill.core.measurement import Measurement
 from edgedistill.core.runfolder import Reporter
 from edgedistill.core.target import Target, load_target
+from edgedistill.runtimes.gguf_model import check_gguf
+from edgedistill.runtimes.sources import check_folder
 
 TOKENS = 64  # of the memory pass's prompt, and of its answer
 GENAI, PLAIN = "onnxruntime-genai", "onnxruntime"
@@ -88,6 +90,7 @@ def foreign_subject(path: Path) -> Subject:
         InputError: it is none of the three, or is damaged.
     """
     engine, model, because = _engine(path)
+    _check(engine, model)
     shape = shape_of(engine, model)
     ids = seeded_ids(vocab=shape.vocab, count=TOKENS)
     return Subject(
@@ -105,6 +108,21 @@ def foreign_subject(path: Path) -> Subject:
     )
 
 
+def _check(engine: str, model: Path) -> None:
+    """Hold the files against their own structure before a worker loads them; raises InputError."""
+    if engine == "llamacpp":
+        check_gguf(model)
+    elif engine == "torch":
+        check_folder(model)
+    else:
+        from edgedistill.runtimes.onnx_file import check_genai_folder, check_onnx_file
+
+        if engine == GENAI:
+            check_genai_folder(model)
+        else:
+            check_onnx_file(Path(the_graph(str(model))))
+
+
 def _engine(path: Path) -> tuple[str, Path, str]:
     """Engine, the path it opens, and why it is that one where another could be expected."""
     if path.is_file() and path.suffix == ".gguf":
@@ -116,6 +134,7 @@ def _engine(path: Path) -> tuple[str, Path, str]:
         return ("llamacpp", path / artifact.entry, "") if artifact.format == "gguf" else (GENAI, path, "")
     refused = "there is no genai_config.json"
     if (path / "genai_config.json").is_file():
+        _check(GENAI, path)
         refused = _refusal(path)
         if not refused:
             return GENAI, path, ""

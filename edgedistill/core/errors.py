@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+SHOWN_CHARACTERS = 200
+
 EXIT_OK = 0
 EXIT_GATE_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -32,3 +34,9 @@ class MissingError(EdgeDistillError):
     """A package, tool, device or the network is needed and absent (exit 5)."""
 
     exit_code = EXIT_MISSING
+
+
+def shortened(text: object, *, most: int = SHOWN_CHARACTERS) -> str:
+    """What a file or a library says, on one line and cut to `most` characters, fit to stand in a sentence."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgedistill.core.errors import InputError
+from edgedistill.core.errors import InputError, shortened
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -86,18 +86,36 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     return count
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
+def read_json(path: Path, *, unique: bool = False) -> Any:
+    """Parse a JSON file; with `unique` no key may stand twice in one object, of which parsers take either.
 
     Raises:
-        InputError: the file is absent, not UTF-8 or not JSON; the message names the place.
+        InputError: the file is absent, not UTF-8, not JSON, or deeper or longer in digits than a parser goes; the
+            message names the place.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each if unique else None)
     except FileNotFoundError:
         raise InputError(f"expected a JSON file at {path}, found nothing there") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise InputError(f"{path} is not valid JSON ({e}); restore or delete it and run again") from None
+    except IsADirectoryError:
+        raise InputError(f"expected a JSON file at {path}, found a folder") from None
+    except (ValueError, RecursionError) as e:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise InputError(f"{path} is not valid JSON ({shortened(e)}); restore or delete it and run again") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Parse a JSON file that holds one object; raises as `read_json` does."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"expected a JSON object in {path}, found {type(value).__name__}; restore it and run again")
+    return value
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(f"a key of {', '.join(name for name, _ in pairs)} stands twice")
+    return found
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -115,8 +133,11 @@ def read_jsonl(path: Path) -> list[Any]:
                 continue
             try:
                 row = json.loads(line)
-            except (UnicodeDecodeError, json.JSONDecodeError) as e:
-                raise InputError(f"{path} line {number}: expected one JSON object, found damaged text ({e})") from None
+            except (ValueError, RecursionError) as e:
+                said = shortened(e)
+                raise InputError(
+                    f"{path} line {number}: expected one JSON object, found damaged text ({said})"
+                ) from None
             if not isinstance(row, dict):
                 raise InputError(f"{path} line {number}: expected a JSON object, found {type(row).__name__}")
             rows.append(row)
@@ -131,10 +152,14 @@ def inside(folder: Path, relative: str) -> Path:
     """
     pure = PurePosixPath(relative)
     if not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative:
-        raise InputError(f"expected a path inside {folder}, found {relative!r}")
+        raise InputError(f"expected a path inside {folder}, found {shortened(repr(relative))}")
     joined = folder / pure
-    if not joined.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"expected a path inside {folder}, found {relative!r}, which points outside it")
+    try:
+        within = joined.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links that go round, names longer than a file system takes
+        within = False
+    if not within:
+        raise InputError(f"expected a path inside {folder}, found {shortened(repr(relative))}, which points outside it")
     return joined
 
 

@@ -21,9 +21,9 @@ from onnx.external_data_helper import load_external_data_for_tensor
 
 from edgedistill.core.errors import MissingError, StageError
 from edgedistill.core.files import read_json
-from edgedistill.export.onnx_check import all_tensors
 from edgedistill.export.weights import stored_tensors
 from edgedistill.quant.plan import HEAD
+from edgedistill.runtimes.onnx_file import all_tensors
 
 GRAPH, ORIGINS = "model.onnx", "origins.json"
 # The place that external tensors of a traced graph name: the model's own weights.

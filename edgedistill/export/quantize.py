@@ -9,7 +9,8 @@ from pathlib import Path
 
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import atomic_path
-from edgedistill.runtimes.gguf_file import TENSOR_TYPES, check_gguf, read_gguf
+from edgedistill.runtimes.gguf_file import TENSOR_TYPES, read_gguf
+from edgedistill.runtimes.gguf_model import check_gguf
 from edgedistill.runtimes.llama_lib import library, why
 
 # Scheme -> (llama.cpp's file type, the types it means to give to matrices; another one is a fallback).

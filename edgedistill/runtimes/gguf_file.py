@@ -12,9 +12,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from edgedistill.core.errors import InputError
+from edgedistill.core.errors import InputError, shortened
 
-STRING, ARRAY, BOOL = 8, 9, 7
+UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
+NAME_BYTES = 64  # GGML_MAX_NAME, the closing NUL included
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
 
 # ggml type id -> (name, weights in a block, bytes in a block)
@@ -69,11 +70,15 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The header of a GGUF file: metadata by key and tensors by name."""
+    """The header of a GGUF file: metadata by key and tensors by name.
+
+    `kinds` has the value type of each key, of an array `(ARRAY, type of its values)`.
+    """
 
     path: Path
     version: int
     fields: dict[str, Any]
+    kinds: dict[str, tuple[int, ...]]
     tensors: dict[str, GgufTensor]
 
 
@@ -84,7 +89,7 @@ class _Cursor:
         self.path, self.data, self.at, self.size = path, data, 0, len(data)
 
     def fail(self, what: str) -> InputError:
-        return InputError(f"{self.path} is not a whole GGUF file: {what}; fetch or write it again")
+        return InputError(f"{self.path} is not a whole GGUF file: {shortened(what)}; fetch or write it again")
 
     def scalar(self, code: str, what: str) -> Any:
         width = struct.calcsize(code)
@@ -101,6 +106,13 @@ class _Cursor:
             raise self.fail(f"it promises {value:,} for {what}, more than its {self.size:,} bytes can hold")
         return value
 
+    def name(self, what: str) -> str:
+        """A text that engines keep as a C string: not empty, and without a NUL that would cut it."""
+        text = self.text(what)
+        if not text or "\0" in text:
+            raise self.fail(f"{what} is {text!r}, expected a text without NUL")
+        return text
+
     def text(self, what: str) -> str:
         length = self.count(f"the length of {what}", least=1)
         raw = self.data[self.at : self.at + length]
@@ -110,18 +122,20 @@ class _Cursor:
         except UnicodeDecodeError:
             raise self.fail(f"{what} is not UTF-8") from None
 
-    def value(self, kind: int, key: str) -> Any:
+    def value(self, key: str) -> tuple[Any, tuple[int, ...]]:
+        """A value and its kind, see `GgufFile`."""
+        kind = self.scalar("<I", f"the value type of {key!r}")
         if kind == STRING:
-            return self.text(f"the text of {key!r}")
+            return self.text(f"the text of {key!r}"), (kind,)
         if kind == ARRAY:
-            return self.array(key)
+            inner = self.scalar("<I", f"the array type of {key!r}")
+            return self.array(inner, key), (kind, inner)
         if kind not in SCALARS:
             raise self.fail(f"the value type {kind} of {key!r} is unknown")
         value = self.scalar(SCALARS[kind], f"the value of {key!r}")
-        return bool(value) if kind == BOOL else value
+        return bool(value) if kind == BOOL else value, (kind,)
 
-    def array(self, key: str) -> list[Any]:
-        kind = self.scalar("<I", f"the array type of {key!r}")
+    def array(self, kind: int, key: str) -> list[Any]:
         if kind in SCALARS:
             count = self.count(f"the array {key!r}", least=struct.calcsize(SCALARS[kind]))
             code = f"<{count}{SCALARS[kind][1]}"
@@ -149,12 +163,6 @@ def read_gguf(path: Path) -> GgufFile:
             return _parse(_Cursor(path, data))
 
 
-def check_gguf(path: Path) -> None:
-    """Raise InputError unless `path` is a structurally whole GGUF file with at least one tensor."""
-    if not read_gguf(path).tensors:
-        raise InputError(f"{path} is a GGUF file without tensors; expected a model's weights")
-
-
 def _parse(cursor: _Cursor) -> GgufFile:
     cursor.at = 4
     version = cursor.scalar("<I", "the version")
@@ -163,33 +171,39 @@ def _parse(cursor: _Cursor) -> GgufFile:
     tensor_count = cursor.count("the tensor count", least=24)
     field_count = cursor.count("the metadata count", least=13)
     fields: dict[str, Any] = {}
+    kinds: dict[str, tuple[int, ...]] = {}
     for _ in range(field_count):
-        key = cursor.text("a metadata key")
+        key = cursor.name("a metadata key")
         if key in fields:
             raise cursor.fail(f"the metadata key {key!r} stands twice")
-        fields[key] = cursor.value(cursor.scalar("<I", f"the value type of {key!r}"), key)
+        fields[key], kinds[key] = cursor.value(key)
     infos = [_tensor_info(cursor) for _ in range(tensor_count)]
     alignment = fields.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise cursor.fail(f"its alignment is {alignment!r}, expected a power of two")
+    if kinds.get("general.alignment", (UINT32,)) != (UINT32,) or alignment < 1 or alignment & (alignment - 1):
+        raise cursor.fail(f"its alignment is {alignment!r}, expected a power of two as uint32")
     begin = -(-cursor.at // alignment) * alignment
     tensors: dict[str, GgufTensor] = {}
     end = begin
-    for name, shape, type_id, offset in sorted(infos, key=lambda info: info[3]):
+    # In the order of the file: engines refuse tensors that lie in another.
+    for name, shape, type_id, offset in infos:
         tensor = GgufTensor(name, shape, type_id, begin + offset, _tensor_bytes(cursor, name, shape, type_id))
         if name in tensors:
             raise cursor.fail(f"the tensor {name!r} stands twice")
         if offset % alignment or tensor.start < end:
             raise cursor.fail(f"the tensor {name!r} begins at {tensor.start}, inside another or unaligned")
+        if tensor.start - end >= alignment:
+            raise cursor.fail(f"bytes {end:,} to {tensor.start:,} before the tensor {name!r} belong to none")
         end = tensor.start + tensor.size
         if end > cursor.size:
             raise cursor.fail(f"the tensor {name!r} ends at byte {end:,}, the file at {cursor.size:,}")
         tensors[name] = tensor
-    return GgufFile(path=cursor.path, version=version, fields=fields, tensors=tensors)
+    return GgufFile(path=cursor.path, version=version, fields=fields, kinds=kinds, tensors=tensors)
 
 
 def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    name = cursor.text("a tensor name")
+    name = cursor.name("a tensor name")
+    if len(name.encode()) >= NAME_BYTES:
+        raise cursor.fail(f"the tensor name {name!r} has more than {NAME_BYTES - 1} bytes")
     dimensions = cursor.scalar("<I", f"the shape of {name!r}")
     if not 1 <= dimensions <= 4:
         raise cursor.fail(f"the tensor {name!r} has {dimensions} dimensions, expected 1 to 4")

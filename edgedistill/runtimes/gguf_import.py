@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 from transformers.utils.quantization_config import GgufConfig
 
 from edgedistill.core.errors import InputError
-from edgedistill.runtimes.gguf_file import GgufFile, read_gguf
+from edgedistill.runtimes.gguf_file import GgufFile
+from edgedistill.runtimes.gguf_model import check_gguf
 from edgedistill.runtimes.gguf_tokenizer import build_tokenizer
 
 
@@ -28,7 +29,7 @@ def import_gguf(path: Path, folder: Path) -> None:
     Raises:
         InputError: the file is damaged, or its architecture, tensors or tokenizer cannot be carried over exactly.
     """
-    gguf = read_gguf(path)
+    gguf = check_gguf(path)
     tokenizer = build_tokenizer(gguf)
     if gguf.fields.get("general.architecture") == "llama":
         config = llama_config(gguf)

@@ -53,16 +53,14 @@ def differing(fast: Tokenizer, texts: list[str], expected: list[list[int]]) -> l
 
 
 def build_tokenizer(gguf: GgufFile, *, probes: int = 1500) -> PreTrainedTokenizerFast:
-    """The tokenizer of a GGUF as a Hugging Face fast tokenizer, with its chat template.
+    """The tokenizer of a GGUF that `check_gguf` let through as a Hugging Face fast tokenizer, with its chat template.
 
     Raises:
-        InputError: the vocabulary is absent or inconsistent, or no known pre-tokenizer gives llama.cpp's token ids.
+        InputError: the vocabulary is inconsistent, or no known pre-tokenizer gives llama.cpp's token ids.
     """
     fields = gguf.fields
     model, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
-    tokens: list[str] = fields.get("tokenizer.ggml.tokens") or []
-    if not tokens:
-        raise InputError(f"{gguf.path} carries no vocabulary (tokenizer.ggml.tokens); choose a model file that has one")
+    tokens: list[str] = fields["tokenizer.ggml.tokens"]
     kinds = fields.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     special = tuple(t for t, kind in zip(tokens, kinds, strict=False) if kind in (CONTROL, USER_DEFINED))
     texts = probe_strings(probes, special=special[:24])
@@ -159,11 +157,6 @@ def _wrap(gguf: GgufFile, tokens: list[str], fast: Tokenizer) -> PreTrainedToken
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         token_id = gguf.fields.get(f"tokenizer.ggml.{theirs}_token_id")
         if token_id is not None:
-            if token_id >= len(tokens):
-                raise InputError(
-                    f"{gguf.path} names token {token_id} as its {ours} token, its vocabulary has {len(tokens)}; "
-                    "choose another model file"
-                )
             named[f"{ours}_token"] = tokens[token_id]
     architecture = gguf.fields.get("general.architecture")
     wrapped = PreTrainedTokenizerFast(

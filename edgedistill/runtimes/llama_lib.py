@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from edgedistill.core.errors import InputError, MissingError
-from edgedistill.runtimes.gguf_file import check_gguf
+from edgedistill.core.errors import InputError, MissingError, shortened
+from edgedistill.runtimes.gguf_model import check_gguf
 from edgedistill.runtimes.llama_layout import check_layout
 
 ERROR_LEVEL = 4
@@ -48,7 +48,7 @@ def why() -> str:
     """The first complaint of llama.cpp since the last call: the cause, which later ones only repeat upwards."""
     text = _errors[0].rpartition("error loading model: ")[2].rstrip(".") if _errors else "it gave no reason"
     _errors.clear()
-    return text
+    return shortened(text)
 
 
 def load(path: Path, *, vocab_only: bool = False, repack: bool = True) -> int:

@@ -10,33 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as genai
 
-from edgedistill.core.errors import InputError
-from edgedistill.core.files import inside, read_json
+from edgedistill.core.errors import InputError, shortened
+from edgedistill.core.files import read_json
 from edgedistill.runtimes.base import Generation, check_batch, check_room, finished, top_logprobs
+from edgedistill.runtimes.onnx_file import check_genai_folder
 
 BATCH_ROWS = 32
-
-
-def read_genai_config(folder: Path) -> tuple[int, frozenset[int]]:
-    """The vocabulary's size and the end ids of a genai folder, held against what the folder has.
-
-    Raises:
-        InputError: genai_config.json is absent or damaged, or the model file it names is absent or outside the folder.
-    """
-    place = folder / "genai_config.json"
-    config = read_json(place)
-    try:
-        model = config["model"]
-        name, vocab, ends = str(model["decoder"]["filename"]), int(model["vocab_size"]), model["eos_token_id"]
-        end_ids = frozenset(int(i) for i in (ends if isinstance(ends, list) else [ends]))
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            f"expected model.decoder.filename, vocab_size and eos_token_id in {place}, found them not; "
-            "export the model again"
-        ) from None
-    if not inside(folder, name).is_file():
-        raise InputError(f"{place} names {name}, which is not there; export the model again")
-    return vocab, end_ids
 
 
 def open_onnx(path: Path, *, threads: int, context: int) -> OnnxSession:
@@ -45,17 +24,22 @@ def open_onnx(path: Path, *, threads: int, context: int) -> OnnxSession:
     Raises:
         InputError: the folder is damaged or onnxruntime-genai refuses it.
     """
-    vocab, end_ids = read_genai_config(path)
+    check_genai_folder(path)
+    model = read_json(path / "genai_config.json")["model"]
+    vocab, ends = model["vocab_size"], model["eos_token_id"]
+    end_ids = frozenset(ends if isinstance(ends, list) else [ends])
     decoder = {"session_options": {"intra_op_num_threads": threads, "log_severity_level": 4}}
     try:
         config = genai.Config(str(path))
         # genai masks every pad id inside a batch's prompts, and chat models pad with the id that ends each turn
         config.overlay(json.dumps({"model": {"pad_token_id": -1, "decoder": decoder}}))
-        model = genai.Model(config)
-        return OnnxSession(model, threads=threads, context=context, vocab=vocab, end_ids=end_ids)
+        session = OnnxSession(genai.Model(config), threads=threads, context=context, vocab=vocab, end_ids=end_ids)
+        session.feed([0])  # shapes that do not fit one another are found by running alone
+        session.reset()
     except RuntimeError as e:
-        cause = str(e).strip().rpartition(" : FAIL : ")[2].splitlines()[0].rstrip(".")
+        cause = shortened(str(e).strip().rpartition(" : FAIL : ")[2].splitlines()[0].rstrip("."))
         raise InputError(f"onnxruntime-genai cannot run {path}: {cause}; export the model again") from None
+    return session
 
 
 class OnnxSession:

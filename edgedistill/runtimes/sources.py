@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edgedistill.core.errors import InputError, MissingError
 from edgedistill.core.files import atomic_folder, atomic_path, cache_dir, digest_of, read_json, sha256_file, write_json
-from edgedistill.runtimes.gguf_file import check_gguf
+from edgedistill.runtimes.gguf_model import check_gguf
 from edgedistill.runtimes.safetensors_file import check_weights
 
 IMPORT_VERSION = 1  # raise it when the written folder changes

@@ -11,7 +11,8 @@ from gguf import GGUFReader
 from gguf.constants import GGML_QUANT_SIZES
 
 from edgedistill.core.errors import InputError
-from edgedistill.runtimes.gguf_file import TENSOR_TYPES, check_gguf, read_gguf
+from edgedistill.runtimes.gguf_file import TENSOR_TYPES, read_gguf
+from edgedistill.runtimes.gguf_model import check_gguf
 
 
 def test_type_table_is_ggufs():

@@ -126,19 +126,17 @@ def test_metadata_that_contradict_the_tensors(tiny_gguf: Path, tmp_path: Path):
     path = tmp_path / "x.gguf"
     key = "llama.feed_forward_length"
     edited(tiny_gguf, path, old=number(key, 128), new=number(key, 160))
-    assert "its metadata say (160, 64)" in refuse(path, tmp_path)
+    assert "expected a tensor of [64, 160] as blk.0.ffn_gate.weight, found [64, 128]" in refuse(path, tmp_path)
     edited(tiny_gguf, path, old=b"llama.block_count", new=b"llama.block_kount")
-    assert "llama.block_count = None" in refuse(path, tmp_path)
+    assert "expected 1 to 512 as llama.block_count, found none" in refuse(path, tmp_path)
     key = "llama.rope.dimension_count"
     edited(tiny_gguf, path, old=number(key, 16), new=number(key, 8))
-    assert "rotates only a part" in refuse(path, tmp_path)
+    assert "expected one even size of heads" in refuse(path, tmp_path)
     key = "tokenizer.ggml.padding_token_id"
     edited(tiny_gguf, path, old=number(key, 2), new=number(key, 9999))
-    assert "names token 9999 as its pad token" in refuse(path, tmp_path) or "llama.cpp cannot load" in refuse(
-        path, tmp_path
-    )
+    assert "expected a token id below 384" in refuse(path, tmp_path)
     edited(tiny_gguf, path, old=b"tokenizer.ggml.tokens", new=b"tokenizer.ggml.tokenz")
-    assert "carries no vocabulary" in refuse(path, tmp_path)
+    assert "expected the texts of a vocabulary as tokenizer.ggml.tokens, found none" in refuse(path, tmp_path)
 
 
 def test_every_declared_end_is_kept(tiny_gguf: Path):
