@@ -86,15 +86,21 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     return count
 
 
-def read_json(path: Path, *, unique: bool = False) -> Any:
-    """Parse a JSON file; with `unique` no key may stand twice in one object, of which parsers take either.
+def read_json(path: Path, *, unique: bool = False, finite: bool = False) -> Any:
+    """Parse a JSON file.
+
+    With `unique` no key may stand twice in one object, of which parsers take either; with `finite` there is no NaN.
 
     Raises:
         InputError: the file is absent, not UTF-8, not JSON, or deeper or longer in digits than a parser goes; the
             message names the place.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each if unique else None)
+        return json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=once_each if unique else None,
+            parse_constant=_no_number if finite else None,
+        )
     except FileNotFoundError:
         raise InputError(f"expected a JSON file at {path}, found nothing there") from None
     except IsADirectoryError:
@@ -103,19 +109,24 @@ def read_json(path: Path, *, unique: bool = False) -> Any:
         raise InputError(f"{path} is not valid JSON ({shortened(e)}); restore or delete it and run again") from None
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, *, finite: bool = False) -> dict[str, Any]:
     """Parse a JSON file that holds one object; raises as `read_json` does."""
-    value = read_json(path)
+    value = read_json(path, finite=finite)
     if not isinstance(value, dict):
         raise InputError(f"expected a JSON object in {path}, found {type(value).__name__}; restore it and run again")
     return value
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` of `json` that raises ValueError where a key stands twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError(f"a key of {', '.join(name for name, _ in pairs)} stands twice")
     return found
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"expected finite numbers, found {text}")
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -151,7 +162,8 @@ def inside(folder: Path, relative: str) -> Path:
         InputError: `relative` is absolute, empty, has `..` or a backslash, or resolves (through links) outside.
     """
     pure = PurePosixPath(relative)
-    if not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative:
+    long = any(len(part.encode(errors="replace")) > 255 for part in pure.parts)
+    if not relative or long or pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative:
         raise InputError(f"expected a path inside {folder}, found {shortened(repr(relative))}")
     joined = folder / pure
     try:

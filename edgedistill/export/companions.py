@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgedistill.core.files import read_json, write_json, write_text
+from edgedistill.core.files import read_json_object, write_json, write_text
 from edgedistill.export.pretokenizer import spelled_out
 from edgedistill.export.vocabulary import PLAIN_CLASSES, load_tokenizer, read_chat_template
-from edgedistill.runtimes.chat import end_ids
+from edgedistill.runtimes.chat import end_ids, refused_as
+from edgedistill.runtimes.tokenizer_file import check_tokenizer
 
 # What a save notes about where and how it was made, which would change bytes and point outside the folder.
 CALL_NOTES = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "tokenizer_file")
@@ -26,10 +27,10 @@ def write_companions(*, model: Path, folder: Path, entry: str) -> None:
     Raises:
         InputError: the student's folder lacks a tokenizer or an end of generation.
     """
-    tokenizer = read_json(model / "tokenizer.json")
+    tokenizer = check_tokenizer(model / "tokenizer.json")
     settings: dict[str, Any] = {}
     if (model / "tokenizer_config.json").is_file():
-        settings = {k: v for k, v in read_json(model / "tokenizer_config.json").items() if k not in CALL_NOTES}
+        settings = {k: v for k, v in _settings(model / "tokenizer_config.json").items() if k not in CALL_NOTES}
     template = read_chat_template(model=model, settings=settings)
     settings.pop("chat_template", None)
     if settings.get("tokenizer_class") not in PLAIN_CLASSES:
@@ -39,8 +40,9 @@ def write_companions(*, model: Path, folder: Path, entry: str) -> None:
     if template is not None:
         write_text(folder / "chat_template.jinja", template)
     if entry.endswith(".onnx"):
-        tokenizer = spelled_out(tokenizer)
-        config = read_json(model / "config.json")
+        with refused_as(f"{model / 'tokenizer.json'} is not a tokenizer that can be read, restore it and run again"):
+            tokenizer = spelled_out(tokenizer)
+        config = _settings(model / "config.json")
         write_json(folder / "config.json", {k: v for k, v in config.items() if k not in CALL_NOTES} | TRANSFORMERS_JS)
         if template is not None:
             settings["chat_template"] = template
@@ -49,8 +51,12 @@ def write_companions(*, model: Path, folder: Path, entry: str) -> None:
     write_json(folder / "generation_config.json", _generation(model))
 
 
+def _settings(path: Path) -> dict[str, Any]:
+    return read_json_object(path, finite=True)
+
+
 def _generation(model: Path) -> dict[str, Any]:
     path = model / "generation_config.json"
-    settings = {k: v for k, v in read_json(path).items() if k not in CALL_NOTES} if path.is_file() else {}
+    settings = {k: v for k, v in _settings(path).items() if k not in CALL_NOTES} if path.is_file() else {}
     ends = list(end_ids(model))
     return {**settings, "eos_token_id": ends[0] if len(ends) == 1 else ends}

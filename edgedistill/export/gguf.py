@@ -22,6 +22,7 @@ from edgedistill.export.weights import StoredTensor, stored_tensors
 from edgedistill.quant.blocks import Grid, grid_named, join_blocks
 from edgedistill.quant.codes import CodeSet
 from edgedistill.quant.plan import HEAD
+from edgedistill.runtimes.sources import check_folder
 
 
 def export_gguf_f16(*, model: Path, out: Path, name: str | None = None) -> None:
@@ -45,6 +46,7 @@ def export_gguf_codes(*, model: Path, out: Path, codes: CodeSet, name: str | Non
 
 
 def _export(*, model: Path, out: Path, name: str | None, codes: CodeSet | None) -> None:
+    check_folder(model)
     shape = read_shape(model)
     vocabulary = read_vocabulary(model=model, rows=shape.vocab)
     tensors = _named_tensors(shape=shape, stored=stored_tensors(model), source=model)

@@ -18,6 +18,7 @@ from edgedistill.export.onnx_graph import GRAPH, ORIGINS, build_graph, is_traced
 from edgedistill.export.onnx_quantize import encode_all, quantize_graph
 from edgedistill.export.weights import stored_tensors
 from edgedistill.quant.codes import CodeSet
+from edgedistill.runtimes.sources import check_folder
 
 # 4: kernels may round activations to int8.
 _ACCURACY_LEVEL = 4
@@ -45,6 +46,7 @@ def export_onnx(
         MissingError: a package that the builder needs is absent.
         InputError: a matrix could not be encoded, or `codes` has plans for matrices whose names the graph lost.
     """
+    check_folder(model)
     with atomic_folder(out) as folder, _graph_folder(model, graph, threads, codes, beside=out) as source:
         for path in sorted(source.iterdir()):
             if not path.name.startswith(GRAPH) and path.name != ORIGINS:

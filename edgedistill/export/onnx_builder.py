@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from edgedistill.core.files import read_json, write_json
 from edgedistill.export.onnx_graph import CALL_NOTES, GRAPH, ORIGINS, UNTRACEABLE, WEIGHTS
 from edgedistill.export.weights import StoredTensor, stored_tensors
-from edgedistill.runtimes.chat import encode
+from edgedistill.runtimes.chat import encode, rendered, template_of
 
 # float32 holds every whole number from here to twice as much, and no real weight is so large.
 FIRST_ROW = 1 << 23
@@ -219,7 +219,7 @@ def _padding_id(tokenizer: Any, found: int) -> int:
     if tokenizer.chat_template is None:
         return found
     chat = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    text = rendered(tokenizer, chat, template=template_of(tokenizer))
     used = set(encode(tokenizer, text))
     free = [i for i in (found, *sorted(tokenizer.added_tokens_decoder)) if i not in used]
     return free[0] if free else found

@@ -311,9 +311,7 @@ def _rendered(tokenizer: Any, template: str | None) -> list[str | None]:
         messages = [{"role": role, "content": content} for role, content in conversation]
         for prompt in (True, False):
             try:
-                text = tokenizer.apply_chat_template(
-                    messages, chat_template=template, tokenize=False, add_generation_prompt=prompt
-                )
+                text = chat.rendered(tokenizer, messages, template=template, add_generation_prompt=prompt)
             except TemplateError:
                 text = None
             texts.append(text)

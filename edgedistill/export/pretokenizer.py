@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgedistill.core.errors import InputError
+from edgedistill.core.errors import InputError, shortened
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -191,7 +191,8 @@ def _step(part: dict[str, Any]) -> tuple[Any, ...]:
 def _unknown(tokenizer: dict[str, Any], source: str) -> InputError:
     found = {name: tokenizer.get(name) for name in ("normalizer", "pre_tokenizer")}
     found["ignore_merges"] = tokenizer["model"].get("ignore_merges")
+    said = shortened(found, most=48)
     return InputError(
-        f"{source}: expected a tokenizer pipeline that llama.cpp can repeat ({KNOWN_IN_WORDS}), found {found}; "
+        f"{source}: expected a tokenizer pipeline that llama.cpp can repeat ({KNOWN_IN_WORDS}), found {said}; "
         "export this model to ONNX instead"
     )

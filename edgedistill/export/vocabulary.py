@@ -9,10 +9,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from edgedistill.core.errors import InputError
-from edgedistill.core.files import read_json
+from edgedistill.core.errors import InputError, shortened
+from edgedistill.core.files import read_json, read_json_object
 from edgedistill.export.pretokenizer import PreTokenizer, identify
-from edgedistill.runtimes.chat import end_ids
+from edgedistill.runtimes.chat import end_ids, refused_as
+from edgedistill.runtimes.template import check_template
+from edgedistill.runtimes.tokenizer_file import check_tokenizer
 
 # Token types of the GGUF specification.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -63,7 +65,8 @@ def read_vocabulary(*, model: Path, rows: int) -> Vocabulary:
         InputError: there is no tokenizer.json, its pipeline is none llama.cpp knows, a token lies beyond the embedding
             or stands twice, or the end-of-generation ids cannot be expressed.
     """
-    settings = read_json(model / "tokenizer_config.json") if (model / "tokenizer_config.json").is_file() else {}
+    place = model / "tokenizer_config.json"
+    settings = read_json_object(place) if place.is_file() else {}
     tokenizer = load_tokenizer(model, settings=settings)
     parsed = json.loads(tokenizer.to_str())
     source = str(model / "tokenizer.json")
@@ -105,29 +108,41 @@ def load_tokenizer(model: Path, *, settings: dict[str, Any]) -> Tokenizer:
             f"expected a tokenizer at {path}, found nothing there; load the model's tokenizer with AutoTokenizer and "
             f"save it into the folder"
         )
-    damaged = "{} is not a tokenizer that can be read ({}); restore it and run again"
-    try:
+    damaged = f"{path} is not a tokenizer that can be read, restore it and run again"
+    check_tokenizer(path)
+    with refused_as(damaged):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as e:  # the library raises bare Exception for whatever it cannot parse
-        raise InputError(damaged.format(path, e)) from None
+        tokenizer.encode("a")  # what its parts say of one another is found by running alone
     if settings.get("tokenizer_class") in PLAIN_CLASSES:
         return tokenizer
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(model, local_files_only=True).backend_tokenizer
-    except (OSError, ValueError) as e:
-        raise InputError(damaged.format(path, e)) from None
+    with refused_as(damaged):
+        return AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False).backend_tokenizer
 
 
 def read_chat_template(*, model: Path, settings: dict[str, Any]) -> str | None:
-    """The default chat template: chat_template.jinja, else the one inside tokenizer_config.json."""
+    """The default chat template: chat_template.jinja, else the one inside tokenizer_config.json.
+
+    Raises:
+        InputError: it is no text, or not safe to render.
+    """
     path = model / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
     found = settings.get("chat_template")
+    if path.is_file():
+        try:
+            found = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: expected a chat template in UTF-8, found other bytes; restore it") from None
+    else:
+        path = model / "tokenizer_config.json"
     if isinstance(found, list):
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
+        found = named[0].get("template") if named else None
+    if found is not None and not isinstance(found, str):
+        raise InputError(f"{path}: expected a chat template as text, found {type(found).__name__}; restore it")
+    if found is not None:
+        check_template(found, source=str(path))
     return found
 
 
@@ -140,7 +155,8 @@ def _token_arrays(
     for token, identity in {**pieces, **{entry["content"]: entry["id"] for entry in added}}.items():
         if identity >= rows:
             raise InputError(
-                f"{source}: expected token ids below {rows}, the rows of the embedding, found {token!r} at {identity}"
+                f"{source}: expected token ids below {rows}, the rows of the embedding, found "
+                f"{shortened(repr(token), most=60)} at {identity}"
             )
         tokens[identity] = token
         types[identity] = NORMAL

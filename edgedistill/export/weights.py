@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from edgedistill.core.errors import InputError
-from edgedistill.core.files import inside, read_json
-from edgedistill.runtimes.safetensors_file import check_weights
+from edgedistill.core.files import read_json
+from edgedistill.runtimes.safetensors_file import check_weights, weight_file
 
 READ_AS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
@@ -49,7 +49,7 @@ def stored_tensors(model: Path) -> dict[str, StoredTensor]:
         raise InputError(f"expected weights in {model}, found no safetensors file; save the model as safetensors")
     index = model / "model.safetensors.index.json"
     names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else None
-    paths = sorted(model.glob("*.safetensors")) if names is None else [inside(model, name) for name in names]
+    paths = sorted(model.glob("*.safetensors")) if names is None else [weight_file(model, name) for name in names]
     return {name: tensor for path in paths for name, tensor in _stored_in(path).items()}
 
 

@@ -6,13 +6,15 @@ differ by a space. The template writes every special token itself; the tokenizer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgedistill.core.errors import InputError
-from edgedistill.core.files import read_json, sha256_bytes, sha256_file
+from edgedistill.core.errors import EdgeDistillError, InputError, shortened
+from edgedistill.core.files import read_json_object, sha256_bytes, sha256_file
 from edgedistill.core.records import Message
+from edgedistill.runtimes.tokenizer_file import check_tokenizer
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -23,14 +25,32 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    if (folder / "tokenizer.json").is_file():
+        check_tokenizer(folder / "tokenizer.json")
+    with refused_as(f"expected a tokenizer in {folder}, found none that loads"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as e:
-        cause = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise InputError(f"expected a tokenizer in {folder}, found none that loads ({cause})") from None
+        tokenizer("a")  # what its parts say of one another is found by running alone
     if not tokenizer.is_fast:
         raise InputError(f"expected a fast tokenizer (tokenizer.json) in {folder}, found a slow one; convert it first")
     return tokenizer
+
+
+@contextlib.contextmanager
+def refused_as(sentence: str) -> Iterator[None]:
+    """Turn whatever a library raises over a file into one InputError: `sentence`, and its cause in brackets.
+
+    Libraries raise bare exceptions of every kind for files that are not what they expect, and those in Rust a
+    PanicException, which is no Exception. Memory that runs out is no fault of the file.
+    """
+    try:
+        yield
+    except (EdgeDistillError, MemoryError):
+        raise
+    except BaseException as e:
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
+        cause = shortened(str(e).strip().partition("\n")[0] or type(e).__name__)
+        raise InputError(f"{sentence} ({cause})") from None
 
 
 def template_of(tokenizer: Any, override: str | None = None) -> str:
@@ -57,12 +77,23 @@ def render(tokenizer: Any, messages: Sequence[Message], *, template: str, answer
 
     rows = [{"role": m.role, "content": m.content} for m in messages]
     try:
-        return tokenizer.apply_chat_template(
-            rows, chat_template=template, tokenize=False, add_generation_prompt=answering
-        )
+        return rendered(tokenizer, rows, template=template, add_generation_prompt=answering)
     except TemplateError as e:
         roles = ", ".join(m.role for m in messages)
-        raise InputError(f"the chat template cannot render messages of roles {roles}: {e}") from None
+        raise InputError(
+            f"the chat template cannot render messages of roles {shortened(roles)}: {shortened(e)}"
+        ) from None
+
+
+def rendered(
+    tokenizer: Any, rows: Sequence[Mapping[str, str]], *, template: str, add_generation_prompt: bool = True
+) -> str:
+    """The text of messages as dictionaries; raises jinja2's TemplateError where the template refuses them."""
+    from edgedistill.runtimes.template import render_template
+
+    return render_template(
+        template, messages=rows, add_generation_prompt=add_generation_prompt, names=tokenizer.special_tokens_map
+    )
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -78,7 +109,7 @@ def end_ids(folder: Path) -> tuple[int, ...]:
     """
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            found = read_json(folder / name).get("eos_token_id")
+            found = read_json_object(folder / name).get("eos_token_id")
             ids = found if isinstance(found, list) else [found]
             if ids and all(type(i) is int for i in ids):
                 return tuple(ids)

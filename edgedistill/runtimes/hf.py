@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from edgedistill.core.errors import InputError
 from edgedistill.runtimes.base import Generation, check_batch, check_room, finished, top_logprobs
+from edgedistill.runtimes.chat import refused_as
 from edgedistill.runtimes.memory import freed_memory_kept
 from edgedistill.runtimes.sources import check_folder
 
@@ -33,13 +34,10 @@ def open_hf(path: Path, *, threads: int, context: int, dtype: str = "float32") -
         raise InputError(f"expected a dtype of {', '.join(DTYPES)}, found {dtype!r}; choose one of these")
     check_folder(path)
     torch.set_num_threads(threads)
-    try:
+    with refused_as(f"transformers cannot load the model in {path}, check its config.json"):
         model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=DTYPES[dtype], output_loading_info=True, local_files_only=True, trust_remote_code=False
         )
-    except (ValueError, KeyError, OSError, RuntimeError) as e:
-        first = str(e).strip().splitlines()[0]
-        raise InputError(f"transformers cannot load the model in {path}: {first}; check its config.json") from None
     if absent := report["missing_keys"]:
         raise InputError(
             f"the weights in {path} lack {len(absent)} tensors its config.json asks for, first {min(absent)!r}; "

@@ -16,9 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgedistill.core.errors import InputError, MissingError
-from edgedistill.core.files import atomic_folder, atomic_path, cache_dir, digest_of, read_json, sha256_file, write_json
+from edgedistill.core.files import (
+    atomic_folder,
+    atomic_path,
+    cache_dir,
+    digest_of,
+    read_json,
+    read_json_object,
+    sha256_file,
+    write_json,
+)
 from edgedistill.runtimes.gguf_model import check_gguf
+from edgedistill.runtimes.hf_config import check_config
 from edgedistill.runtimes.safetensors_file import check_weights
+from edgedistill.runtimes.tokenizer_file import check_tokenizer
 
 IMPORT_VERSION = 1  # raise it when the written folder changes
 MANIFEST = "import.json"
@@ -101,17 +112,18 @@ def check_folder(folder: Path) -> None:
         raise InputError(
             f"expected a Hugging Face model in {folder}, found no config.json there; give the model's folder"
         )
-    read_json(folder / "config.json")
     if not any(folder.glob(f"*{WEIGHT_SUFFIX}")):
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
         found = f"only the pickle {pickles[0]}, which can run code when read" if pickles else "none"
         raise InputError(f"expected safetensors weights in {folder}, found {found}; save the model as safetensors")
-    check_weights(folder)
+    check_config(folder / "config.json", shapes=check_weights(folder))
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise InputError(f"expected a tokenizer.json in {folder}, found no tokenizer; copy the model's tokenizer there")
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        if (folder / name).is_file():
-            read_json(folder / name)
+    if (folder / "tokenizer.json").is_file():
+        check_tokenizer(folder / "tokenizer.json")
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        if (folder / name).exists():
+            read_json_object(folder / name)
 
 
 def folder_revision(folder: Path) -> str:

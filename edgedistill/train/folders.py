@@ -11,6 +11,7 @@ from typing import Any
 
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import fsync_dir, read_json, write_json, write_text
+from edgedistill.runtimes.chat import rendered
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 TEMPLATE_FILE = "chat_template.jinja"
@@ -89,7 +90,7 @@ def turn_end(tokenizer: Any, *, template: str, ends: Sequence[int]) -> int:
     answer = "\ue000"  # a private character: no template writes it
     messages = [{"role": "user", "content": "."}, {"role": "assistant", "content": answer}]
     try:
-        text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+        text = rendered(tokenizer, messages, template=template, add_generation_prompt=False)
     except TemplateError:
         return ends[0]
     after = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
