@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from edgedistill.runtimes.genai_config import check_genai_config
-from edgedistill.runtimes.onnx_file import check_onnx_file
+from edgedistill.runtimes.onnx_file import check_onnx_file, check_stale
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 # Which input of a block-quantized operator holds the codes; scales and zero points follow at 2 and 3.
@@ -36,10 +36,11 @@ def check_onnx(path: Path) -> OnnxFacts:
         InputError: its structure is not sound; see `check_onnx_file`.
     """
     file = path / "model.onnx" if path.is_dir() else path
-    graph = check_onnx_file(file).graph
+    model = check_onnx_file(file)
+    check_stale(model, file)
     if (file.parent / "genai_config.json").exists():
-        check_genai_config(graph, file)
-    return _facts(graph)
+        check_genai_config(model.graph, file)
+    return _facts(model.graph)
 
 
 def _facts(graph: onnx.GraphProto) -> OnnxFacts:

@@ -189,9 +189,9 @@ def _step(part: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _unknown(tokenizer: dict[str, Any], source: str) -> InputError:
-    found = {name: tokenizer.get(name) for name in ("normalizer", "pre_tokenizer")}
+    found = {name: tokenizer.get(name) for name in ("pre_tokenizer", "normalizer")}
     found["ignore_merges"] = tokenizer["model"].get("ignore_merges")
-    said = shortened(found, most=48)
+    said = shortened(found, most=40)
     return InputError(
         f"{source}: expected a tokenizer pipeline that llama.cpp can repeat ({KNOWN_IN_WORDS}), found {said}; "
         "export this model to ONNX instead"

@@ -73,6 +73,8 @@ def _check_rope(value: Any, key: str, path: Path) -> None:
     if not isinstance(value, dict):
         raise _wrong(path, key, "a table of settings", value)
     for name, inner in value.items():
+        if name in ("rope_type", "type") and not isinstance(inner, str):
+            raise _wrong(path, f"{key}.{name}", "the name of a rotation", inner)
         if isinstance(inner, dict):
             _check_rope(inner, f"{key}.{name}", path)
         elif not all(_is_finite(v) or v is None for v in _values(inner) if not isinstance(v, str | bool)):

@@ -52,8 +52,17 @@ def check_genai_folder(folder: Path) -> onnx.ModelProto:
     """
     file = model_file(folder)
     model = check_onnx_file(file)
+    check_stale(model, file)
     check_genai_config(model.graph, file)
     return model
+
+
+def check_stale(model: onnx.ModelProto, file: Path) -> None:
+    """Refuse a file named after the model that none of its tensors lies in: an earlier export's data."""
+    places = {entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data}
+    stale = sorted(p.name for p in file.parent.glob(f"{file.name}*") if p.name not in {file.name, *places})
+    if stale:
+        raise InputError(f"{file.parent / stale[0]} belongs to no tensor of {file.name}; delete it or export again")
 
 
 def _parse(file: Path) -> onnx.ModelProto:
@@ -138,10 +147,6 @@ def _check_tensors(model: onnx.ModelProto, file: Path) -> None:
             )
     for location, used in ranges.items():
         _check_ranges(sorted(used), inside(file.parent, location))
-    known = {file.name, *ranges}
-    stale = sorted(p.name for p in file.parent.glob(f"{file.name}*") if p.name not in known)
-    if stale:
-        raise InputError(f"{file.parent / stale[0]} belongs to no tensor of {file.name}; delete it or export again")
 
 
 def _check_typed(tensor: onnx.TensorProto, file: Path) -> None:

@@ -23,6 +23,8 @@ from edgedistill.core.records import Message
 from edgedistill.export.companions import write_companions
 from edgedistill.export.gguf import export_gguf_f16
 from edgedistill.export.onnx import export_onnx
+from edgedistill.quant.codes import CodeSet
+from edgedistill.quant.plan import Plan
 from edgedistill.runtimes import chat, template
 from edgedistill.runtimes.base import open_session
 from edgedistill.runtimes.gguf_file import read_gguf
@@ -99,7 +101,7 @@ def gguf(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Kind:
 @pytest.fixture(scope="module")
 def onnx(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Kind:
     root = tmp_path_factory.mktemp("onnx")
-    export_onnx(model=tiny_llama, out=root / "sound", precision="int4", threads=1)
+    export_onnx(model=tiny_llama, out=root / "sound", threads=1, codes=CodeSet(Plan("Q4_0", "Q8_0")))
 
     def damages() -> Iterator[tuple[str, Callable[[Path], object]]]:
         yield from hostile_onnx.graphs()
@@ -170,7 +172,7 @@ def test_refused_files_never_reach_an_engine(
             target = tmp_path / f"{case.path.name}.gguf"
             assert sentence(case, lambda c=case, t=target: export_gguf_f16(model=c.path, out=t)), case.name
             assert sentence(case, lambda c=case, t=target: export_onnx(
-                model=c.path, out=t, precision="int4", threads=1)), case.name  # fmt: skip
+                model=c.path, out=t, threads=1)), case.name  # fmt: skip
         if name != "onnx":
             assert sentence(case, lambda c=case: resolve_model(str(c.path), cache=tmp_path / "cache")), case.name
     assert not [p for p in tmp_path.iterdir() if p.name != "cache"]
