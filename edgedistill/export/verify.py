@@ -122,7 +122,7 @@ def _row_ids(row: Any, *, reference: TextReference, place: str) -> list[int]:
     if isinstance(row, dict) and isinstance(row.get("text"), str):
         return list(tokenizer(row["text"])["input_ids"])
     try:
-        shown = tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True)
+        shown = chat.rendered(tokenizer, row["messages"], template=chat.template_of(tokenizer))
         return chat.encode(tokenizer, shown + row["answer"])
     except (TypeError, KeyError):
         found = json.dumps(row, ensure_ascii=False)[:60]
