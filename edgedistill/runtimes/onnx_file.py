@@ -59,7 +59,7 @@ def check_genai_folder(folder: Path) -> onnx.ModelProto:
 
 def check_stale(model: onnx.ModelProto, file: Path) -> None:
     """Refuse a file named after the model that none of its tensors lies in: an earlier export's data."""
-    places = {entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data}
+    places = {entry.value for tensor in all_tensors(model.graph) for entry in tensor.external_data}
     stale = sorted(p.name for p in file.parent.glob(f"{file.name}*") if p.name not in {file.name, *places})
     if stale:
         raise InputError(f"{file.parent / stale[0]} belongs to no tensor of {file.name}; delete it or export again")

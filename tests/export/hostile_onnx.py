@@ -83,8 +83,8 @@ def linked(target: str) -> Damage:
 
     def damage(folder: Path) -> None:
         outside = folder.parent / f"{folder.name}-outside.data"
-        os.replace(folder / "model.onnx.data", outside)
-        os.symlink(outside if target == "absolute" else f"../{outside.name}", folder / "model.onnx.data")
+        os.replace(folder / "model.onnx_data", outside)
+        os.symlink(outside if target == "absolute" else f"../{outside.name}", folder / "model.onnx_data")
 
     return damage
 
@@ -251,7 +251,7 @@ def graphs() -> Iterator[tuple[str, Damage]]:
 
 def places() -> Iterator[tuple[str, Damage]]:
     """External data that lies elsewhere, beyond, over another, or nowhere."""
-    for location in ("/etc/passwd", "../model.onnx.data", "..\\x", "a/../../x", "", ".", "model.onnx", "a\0b", "no"):
+    for location in ("/etc/passwd", "../model.onnx_data", "..\\x", "a/../../x", "", ".", "model.onnx", "a\0b", "no"):
         yield f"data at {location!r}", entry("location", location)
     for value in ("-1", "1e9", str(2**63), str(2**64), "0x40", "", "NaN", "١", " 0", str(10**400)):
         yield f"offset {value[:30]!r}", entry("offset", value)
@@ -260,13 +260,13 @@ def places() -> Iterator[tuple[str, Damage]]:
     yield "no length", entry("length", None)
     yield "link out, absolute", linked("absolute")
     yield "link out, relative", linked("relative")
-    yield "data a folder", lambda f: ((f / "model.onnx.data").unlink(), (f / "model.onnx.data").mkdir())
-    yield "data a pipe", lambda f: ((f / "model.onnx.data").unlink(), os.mkfifo(f / "model.onnx.data"))
-    yield "data absent", lambda f: (f / "model.onnx.data").unlink()
-    yield "data empty", lambda f: (f / "model.onnx.data").write_bytes(b"")
+    yield "data a folder", lambda f: ((f / "model.onnx_data").unlink(), (f / "model.onnx_data").mkdir())
+    yield "data a pipe", lambda f: ((f / "model.onnx_data").unlink(), os.mkfifo(f / "model.onnx_data"))
+    yield "data absent", lambda f: (f / "model.onnx_data").unlink()
+    yield "data empty", lambda f: (f / "model.onnx_data").write_bytes(b"")
     yield "model a folder", lambda f: ((f / "model.onnx").unlink(), (f / "model.onnx").mkdir())
     yield "model a link to itself", lambda f: ((f / "model.onnx").unlink(), os.symlink("model.onnx", f / "model.onnx"))
-    yield "stale data", lambda f: (f / "model.onnx.data.old").write_bytes(b"x")
+    yield "stale data", lambda f: (f / "model.onnx_data.old").write_bytes(b"x")
 
 
 def settings() -> Iterator[tuple[str, Damage]]:
@@ -323,7 +323,7 @@ def random_damage(folder: Path, *, count: int, seed: int) -> Iterator[tuple[str,
     """Bit flips, cuts and repeats in the three files that engines read."""
     draw = random.Random(seed)
     for number in range(count):
-        name = ("model.onnx", "model.onnx", "genai_config.json", "model.onnx.data")[number % 4]
+        name = ("model.onnx", "model.onnx", "genai_config.json", "model.onnx_data")[number % 4]
         size = (folder / name).stat().st_size
         way, at, length = draw.randrange(3), draw.randrange(size), draw.randint(1, 64)
         places = [(draw.randrange(size), draw.randrange(8)) for _ in range(draw.randint(1, 5))]
