@@ -32,11 +32,11 @@ def llama_bench(*, jobs: int = 2) -> Path:
     Raises:
         MissingError: the sdist cannot be had, or there is nothing to build it with; the last words of the tool.
     """
-    source = llama_source()
-    root = source.parent
+    root = _root()
     tool = root / "build" / "bin" / "llama-bench"
     if tool.is_file():
         return tool
+    source = llama_source()
     flags = [f"-D{name}={value}" for name, value in FLAGS.items()]
     _run("cmake", "-S", str(source), "-B", str(root / "build"), *flags)
     _run("cmake", "--build", str(root / "build"), "--target", "llama-bench", "-j", str(jobs))
@@ -49,11 +49,14 @@ def llama_source() -> Path:
     Raises:
         MissingError: the sdist cannot be had.
     """
-    version = importlib.metadata.version("llama-cpp-python")
-    source = cache_dir() / "llama-bench" / f"llama-cpp-python-{version}" / "source"
+    source = _root() / "source"
     if not source.is_dir():
-        _fetch(f"llama-cpp-python=={version}", source)
+        _fetch(f"llama-cpp-python=={importlib.metadata.version('llama-cpp-python')}", source)
     return source
+
+
+def _root() -> Path:
+    return cache_dir() / "llama-bench" / f"llama-cpp-python-{importlib.metadata.version('llama-cpp-python')}"
 
 
 def _fetch(requirement: str, target: Path) -> None:
