@@ -27,10 +27,23 @@ def open_llamacpp(path: Path, *, threads: int, context: int, repack: bool = True
     return LlamaSession(path, model=load(path, repack=repack), threads=threads, context=context)
 
 
-class _Context:
-    """A llama_context with a batch of its own, written through numpy views."""
+class LlamaContext:
+    """A llama_context with a batch of its own, written through numpy views.
 
-    def __init__(self, path: Path, model: Any, *, threads: int, cells: int, sequences: int, tokens: int) -> None:
+    `callback` is called for every node that is evaluated (`ggml_backend_sched_eval_callback`).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        model: Any,
+        *,
+        threads: int,
+        cells: int,
+        sequences: int,
+        tokens: int,
+        callback: Any = None,
+    ) -> None:
         self.lib = library()
         parameters = self.lib.llama_context_default_params()
         parameters.n_ctx = cells * sequences
@@ -39,6 +52,9 @@ class _Context:
         parameters.n_seq_max = sequences
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.kv_unified = True
+        if callback is not None:
+            parameters.cb_eval = callback
+            self._callback = callback  # the C side keeps the pointer
         self.pointer = self.lib.llama_init_from_model(model, parameters)
         if not self.pointer:
             raise InputError(
@@ -102,7 +118,7 @@ class LlamaSession:
     def __init__(self, path: Path, *, model: Any, threads: int, context: int) -> None:
         self._path, self._model, self._threads, self.context = path, model, threads, context
         self._one = self._context(cells=context, sequences=1, tokens=min(context, 512))
-        self._many: _Context | None = None
+        self._many: LlamaContext | None = None
         self._used = 0
         self.vocab = self._one.vocab
         lib, pointer = self._one.lib, self._one.pointer
@@ -114,8 +130,10 @@ class LlamaSession:
             "system": lib.llama_print_system_info().decode().strip(),
         }
 
-    def _context(self, *, cells: int, sequences: int, tokens: int) -> _Context:
-        return _Context(self._path, self._model, threads=self._threads, cells=cells, sequences=sequences, tokens=tokens)
+    def _context(self, *, cells: int, sequences: int, tokens: int) -> LlamaContext:
+        return LlamaContext(
+            self._path, self._model, threads=self._threads, cells=cells, sequences=sequences, tokens=tokens
+        )
 
     def reset(self) -> None:
         self._one.forget(0)
@@ -196,7 +214,7 @@ class LlamaSession:
                     del running[sequence]
         return [done[i] for i in range(len(batch))]
 
-    def _parallel(self, *, cells: int, sequences: int) -> _Context:
+    def _parallel(self, *, cells: int, sequences: int) -> LlamaContext:
         if self._many is None or self._many.cells < cells or self._many.sequences < sequences:
             if self._many is not None:
                 self._many.free()
