@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill.quant.blocks import BLOCK, Blocks, encode_blocks, grid_named, join_blocks, split_blocks
+from edgedistill.quant.compensate import compensate_blocks
 from edgedistill.quant.plan import Plan
 from edgedistill.quant.search import search_blocks
 
@@ -21,15 +22,21 @@ class CodeSet:
     Formats name, order and stack their matrices in ways of their own (onnxruntime-genai's graphs hold query, key and
     value as one); rows are what they share. Kept packed, as ggml stores them.
 
-    `importances` are, by tensor, what each column's inputs weigh (`[columns]`, an imatrix's mean squares): such a
-    matrix is encoded by `search_blocks`. Every other is encoded as ggml's reference does: without importances the least
-    squared error clips the largest weights, and on a student of the quickstart that made the KLD of 4 bits three times
-    as large.
+    `moments` are, by tensor, mean outer products of its inputs (`[columns, columns]`): such a matrix is encoded by
+    `compensate_blocks`. `importances` are their diagonals alone (`[columns]`, an imatrix's mean squares), which
+    `search_blocks` takes. Every other is encoded as ggml's reference does: without importances the least squared error
+    clips the largest weights, and on a student of the quickstart that made the KLD of 4 bits three times as large.
     """
 
-    def __init__(self, plan: Plan, *, importances: Mapping[str, NDArray[Any]] | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        importances: Mapping[str, NDArray[Any]] | None = None,
+        moments: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
         self.plan = plan
-        self._importances = importances or {}
+        self._importances, self._moments = importances or {}, moments or {}
         self._stored: dict[tuple[str, bytes], bytes] = {}
 
     def __len__(self) -> int:
@@ -53,13 +60,15 @@ class CodeSet:
         keys = [(grid, hashlib.sha256(row.data).digest()) for row in rows]
         new = [i for i, key in enumerate(keys) if key not in self._stored]
         if new:
-            encoded = join_blocks(self._encoded(rows[new], grid=grid, importance=self._importances.get(name)))
+            encoded = join_blocks(self._encoded(name, rows[new], grid=grid))
             self._stored |= {keys[i]: row.tobytes() for i, row in zip(new, encoded, strict=True)}
         size = gguf.GGML_QUANT_SIZES[grid_named(grid).kind][1]
         stored = np.frombuffer(b"".join(self._stored[key] for key in keys), dtype=np.uint8)
         return split_blocks(stored.reshape(len(rows), rows.shape[1] // BLOCK, size), grid=grid)
 
-    def _encoded(self, rows: NDArray[Any], *, grid: str, importance: NDArray[Any] | None) -> Blocks:
-        if importance is None:
-            return encode_blocks(rows, grid=grid)
-        return search_blocks(rows, grid=grid, importance=importance)
+    def _encoded(self, name: str, rows: NDArray[Any], *, grid: str) -> Blocks:
+        if name in self._moments:
+            return compensate_blocks(rows, grid=grid, moment=self._moments[name])
+        if name in self._importances:
+            return search_blocks(rows, grid=grid, importance=self._importances[name])
+        return encode_blocks(rows, grid=grid)
