@@ -31,7 +31,14 @@ class Bounds:
 # even half precision loses 1 % to ties.) Four bits of an untrained model 64 wide still keep 45 %. A wrong rotation, a
 # lost tensor or a shifted vocabulary costs nats and nearly all agreement.
 EXACT, EIGHT_BIT, FOUR_BIT = Bounds(1e-3, 0.99), Bounds(0.05, 0.95), Bounds(1.0, 0.25)
-BOUNDS = {"f16": EXACT, "fp32": EXACT, "q8_0": EIGHT_BIT, "int8": EIGHT_BIT, "q4_0": FOUR_BIT, "int4": FOUR_BIT}
+SIX_BIT, THREE_BIT = Bounds(0.15, 0.9), Bounds(2.0, 0.15)
+BOUNDS = {
+    **dict.fromkeys(("f16", "fp32"), EXACT),
+    **dict.fromkeys(("q8_0", "int8"), EIGHT_BIT),
+    **dict.fromkeys(("q6_k", "q5_k_m"), SIX_BIT),
+    **dict.fromkeys(("q4_0", "int4", "q4_k_m", "iq4_xs", "iq4_nl", "mixed"), FOUR_BIT),
+    **dict.fromkeys(("q3_k_m", "iq3_m"), THREE_BIT),
+}
 
 
 @dataclass(frozen=True)

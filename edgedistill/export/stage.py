@@ -17,6 +17,9 @@ from edgedistill.core.records import TeacherRecord
 from edgedistill.core.runfolder import NOT_OUTPUT, VOLATILE, StageContext
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgedistill.export.onnx_check import OnnxFacts
     from edgedistill.export.parity import Prediction
     from edgedistill.export.quantize import WeightFigures
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 PROBES = 400  # strings each variant is tokenized on; the tests use thousands
 ENTRIES = {"gguf": "model.gguf", "onnx": "model.onnx"}
+CALIBRATION_RECORDS = 256  # held-in records that the importance matrix of K- and IQ-quants is taken from
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def run(context: StageContext) -> None:
     recipe = context.recipe
     threads = recipe.threads or usable_cores()
     orders = _orders(context)
-    records = _records(context)
+    records = _records(context, count=recipe.export.parity_texts)
     sources: dict[Path, Source] = {}
     codes = {plan.layers: CodeSet(plan) for plan in map(plan_of, GRIDS_OF_LAYERS)}
     if said := _ended_prompt(context.folder_of("train") / "student", override=recipe.task.chat_template):
@@ -91,13 +95,12 @@ def _orders(context: StageContext) -> list[Order]:
     return orders
 
 
-def _records(context: StageContext) -> list[TeacherRecord]:
-    """As many held-in records as the recipe wants, evenly from all of them."""
+def _records(context: StageContext, *, count: int) -> list[TeacherRecord]:
+    """`count` held-in records, evenly from all of them."""
     rows = [row for path in sorted(context.folder_of("synth").glob("records-*.jsonl")) for row in read_jsonl(path)]
     if not rows:
         raise StageError(f"expected the teacher's records in {context.folder_of('synth')}, found none; run synth first")
-    step = max(1, len(rows) // context.recipe.export.parity_texts)
-    wanted = rows[::step][: context.recipe.export.parity_texts]
+    wanted = rows[:: max(1, len(rows) // count)][:count]
     return [validate(TeacherRecord, row, source=str(context.folder_of("synth"))) for row in wanted]
 
 
@@ -192,7 +195,7 @@ def _make_gguf(
 ) -> dict[str, Any]:
     """The student's matrices are those of the code set; the teacher's are llama.cpp's own, what one would ship now."""
     from edgedistill.export.gguf import export_gguf_codes, export_gguf_f16
-    from edgedistill.export.quantize import quantize_gguf, weight_figures
+    from edgedistill.export.quantize import check_label, quantize_gguf, weight_figures
 
     out, name, scheme = folder / ENTRIES["gguf"], context.recipe.name, order.precision.upper()
     if order.variant.startswith("teacher-"):
@@ -202,11 +205,32 @@ def _make_gguf(
         if half != out:
             quantize_gguf(source=half, out=out, scheme=scheme, threads=threads)
         return _weights(weight_figures(out, scheme=scheme))
-    if codes is None:
+    if scheme == "F16":
         export_gguf_f16(model=order.source, out=out, name=name)
+        return _weights(weight_figures(out, scheme=scheme))
+    if codes is None:
+        half = _work(context) / "student.gguf"
+        if not half.is_file():
+            export_gguf_f16(model=order.source, out=half, name=name)
+        means = _importances(half, order=order, context=context, threads=threads)
+        quantize_gguf(source=half, out=out, scheme=scheme, threads=threads, importances=means)
+        check_label(out, scheme=scheme)
         return _weights(weight_figures(out, scheme=scheme))
     export_gguf_codes(model=order.source, out=out, codes=codes, name=name)
     return _weights(weight_figures(out, scheme=scheme, meant=codes.plan.grids))
+
+
+def _importances(half: Path, *, order: Order, context: StageContext, threads: int) -> dict[str, NDArray[np.float32]]:
+    """Mean squared inputs by GGUF tensor name, on held-in records; kept beside the half-precision file."""
+    from edgedistill.export.imatrix import chunks_of, collect_imatrix, read_imatrix, write_imatrix
+
+    kept = half.with_suffix(".imatrix.gguf")
+    if not kept.is_file():
+        records = _records(context, count=CALIBRATION_RECORDS)
+        texts = _texts(order.source, records, override=context.recipe.task.chat_template)
+        chunks = chunks_of([identity for text in texts for identity in text])
+        write_imatrix(collect_imatrix(half, chunks, threads=threads, dataset="held-in records"), kept)
+    return read_imatrix(kept).means()
 
 
 def _make_onnx(

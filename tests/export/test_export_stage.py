@@ -119,6 +119,22 @@ def test_every_variant_is_whole_proven_and_lean(trained: Path, tmp_path: Path) -
     assert figures["gguf-q4_0"].source_digest != figures["teacher-q4_0"].source_digest
 
 
+def test_k_quants_are_calibrated_on_held_in_records_and_refused_where_they_are_none(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StageError, match=r"a file called Q4_K_M would hold 0% of its weights so"):
+        stage.run(context_of(run_folder, variants=["gguf-q4_k_m"]))
+    shutil.rmtree(run_folder / "30-export")
+    student = run_folder / "20-train" / "student"
+    save_llama(student, rows=601, hidden_size=256, intermediate_size=512, num_hidden_layers=1)
+    context = context_of(run_folder, variants=["gguf-q4_k_m", "gguf-iq4_xs"])
+    stage.run(context)
+    artifact = load_artifact(context.folder / "gguf-q4_k_m")
+    assert artifact.fallback_tensors == 0 and 4.5 < artifact.bits_per_weight < 7
+    assert artifact.parity["fresh"]["kld_nats"] < 0.8
+    assert {path.name for path in context.folder.iterdir()} == {"gguf-q4_k_m", "gguf-iq4_xs"}
+
+
 def test_interrupted_stage_goes_on_and_ends_in_the_same_bytes(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,9 @@ from export_builders import save_byte_level, save_llama
 
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.export.gguf import export_gguf_f16
-from edgedistill.export.quantize import quantize_gguf, weight_figures
-from edgedistill.runtimes.gguf_file import read_gguf
+from edgedistill.export.imatrix import collect_imatrix
+from edgedistill.export.quantize import NEEDS_IMATRIX, SCHEMES, check_label, quantize_gguf, weight_figures
+from edgedistill.runtimes.gguf_file import TENSOR_TYPES, read_gguf
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,12 @@ def test_same_bytes_whatever_the_threads(half: Path, tmp_path: Path) -> None:
 
 def test_refusals_leave_nothing(half: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.gguf"
-    with pytest.raises(InputError, match="expected a quantization scheme of Q8_0, Q4_0, found 'Q2_K'"):
-        quantize_gguf(source=half, out=out, scheme="Q2_K", threads=1)
+    with pytest.raises(InputError, match=r"expected a quantization scheme of Q8_0, Q4_0, .*, found 'Q9_Z'"):
+        quantize_gguf(source=half, out=out, scheme="Q9_Z", threads=1)
+    with pytest.raises(InputError, match="expected an importance matrix for IQ3_XXS, found none"):
+        quantize_gguf(source=half, out=out, scheme="IQ3_XXS", threads=1)
+    with pytest.raises(InputError, match=r"expected tensor types of F32, .*, found 'Q7'"):
+        quantize_gguf(source=half, out=out, scheme="Q8_0", threads=1, types={"output.weight": "Q7"})
     (tmp_path / "cut.gguf").write_bytes(half.read_bytes()[:-1])
     with pytest.raises(InputError, match="not a whole GGUF file"):
         quantize_gguf(source=tmp_path / "cut.gguf", out=out, scheme="Q8_0", threads=1)
@@ -68,3 +73,43 @@ def test_quantized_file_keeps_metadata_and_tensor_names(half: Path, tmp_path: Pa
     assert before.tensors.keys() == after.tensors.keys()
     changed = {key for key in before.fields if before.fields[key] != after.fields.get(key)}
     assert changed == {"general.file_type"}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose widths are multiples of 256, so that K- and IQ-quants have no fallback."""
+    folder = tmp_path_factory.mktemp("wide")
+    save_byte_level(folder, vocab=512)
+    save_llama(folder, rows=512, hidden_size=256, intermediate_size=512, num_hidden_layers=1)
+    export_gguf_f16(model=folder, out=folder / "f16.gguf")
+    return folder
+
+
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name not in ("F16", "Q8_0", "Q4_0")])
+def test_k_and_iq_quants_with_an_imatrix_are_what_they_say(wide: Path, tmp_path: Path, scheme: str) -> None:
+    imatrix = collect_imatrix(wide / "f16.gguf", [list(range(64))], threads=1)
+    for name, importances in (("with", imatrix.means()), ("without", None)):
+        if importances is not None or scheme not in NEEDS_IMATRIX:
+            quantize_gguf(
+                source=wide / "f16.gguf", out=tmp_path / name, scheme=scheme, threads=1, importances=importances
+            )
+    found = weight_figures(tmp_path / "with", scheme=scheme)
+    assert found.fallback_tensors == 0 and 2.5 < found.bits_per_weight < 7.5
+    check_label(tmp_path / "with", scheme=scheme)
+    assert (
+        not (tmp_path / "without").exists() or (tmp_path / "with").read_bytes() != (tmp_path / "without").read_bytes()
+    )
+
+
+def test_single_tensors_get_their_own_types(wide: Path, tmp_path: Path) -> None:
+    types = {"blk.0.ffn_down.weight": "Q8_0", "blk.0.attn_v.weight": "IQ4_XS"}
+    quantize_gguf(source=wide / "f16.gguf", out=tmp_path / "q", scheme="Q4_K_M", threads=1, types=types)
+    found = {name: TENSOR_TYPES[t.type_id][0] for name, t in read_gguf(tmp_path / "q").tensors.items()}
+    assert {name: found[name] for name in types} == types
+    assert found["blk.0.ffn_up.weight"] == "Q4_K"
+
+
+def test_a_label_that_is_not_what_it_says_is_refused(half: Path, tmp_path: Path) -> None:
+    quantize_gguf(source=half, out=tmp_path / "q", scheme="Q4_K_M", threads=1)
+    with pytest.raises(StageError, match=r"a file called Q4_K_M would hold 0% of its weights so and spend [\d.]+ bits"):
+        check_label(tmp_path / "q", scheme="Q4_K_M")
