@@ -46,6 +46,11 @@ def diagnose(artifact: Path, *, against: Path, report: Reporter) -> dict[str, An
     return _entry("edgedistill.export.diagnose:diagnose")(artifact, against=against, text=text, report=report)
 
 
+def quantize_model(model: str, **settings: Any) -> dict[str, Any]:
+    """Write artifacts within a byte budget; see `export.quantize_model`."""
+    return _entry("edgedistill.export.quantize_model:quantize_model")(model, **settings)
+
+
 def _entry(name: str) -> Any:
     # Named, not imported: the command line stands above the plan, and loads a stage package only where it is used.
     module, _, function = name.partition(":")

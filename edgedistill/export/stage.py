@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from edgedistill.core.artifact import Artifact, content_digest, list_files, load_artifact
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
-from edgedistill.core.files import atomic_folder, read_jsonl, write_json
+from edgedistill.core.files import atomic_folder, read_jsonl
 from edgedistill.core.host import usable_cores
 from edgedistill.core.records import TeacherRecord
 from edgedistill.core.runfolder import NOT_OUTPUT, VOLATILE, StageContext
+from edgedistill.export.seal import ENTRIES, seal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from edgedistill.export.quantize import WeightFigures
     from edgedistill.quant.codes import CodeSet
 
-PROBES = 400  # strings each variant is tokenized on; the tests use thousands
-ENTRIES = {"gguf": "model.gguf", "onnx": "model.onnx"}
 CALIBRATION_RECORDS = 256  # held-in records that the importance matrix of K- and IQ-quants is taken from
 
 
@@ -151,38 +150,20 @@ def _source(folder: Path, *, texts: list[list[int]], threads: int) -> Source:
 
 
 def _build(order: Order, *, source: Source, context: StageContext, threads: int, codes: CodeSet | None) -> Artifact:
-    from edgedistill.export.companions import write_companions
-    from edgedistill.export.modelfile import write_modelfile
-    from edgedistill.export.parity import check_parity
-
-    entry = ENTRIES[order.form]
     with atomic_folder(context.folder / order.variant) as folder:
         make = _make_gguf if order.form == "gguf" else _make_onnx
         weights = make(order, folder=folder, context=context, threads=threads, codes=codes)
-        write_companions(model=order.source, folder=folder, entry=entry)
-        if order.form == "gguf":
-            write_modelfile(model=order.source, folder=folder, entry=entry)
-        parity = check_parity(
-            folder=folder,
-            entry=entry,
+        return seal(
+            folder,
             variant=order.variant,
+            form=order.form,
             precision=order.precision,
-            reference=order.source,
+            model=order.source,
+            source_digest=source.digest,
             predictions=source.predictions,
-            probes=PROBES,
+            weights=weights,
             threads=threads,
         )
-        artifact = Artifact(
-            variant=order.variant,
-            format=order.form,
-            entry=entry,
-            files=list_files(folder),
-            source_digest=source.digest,
-            parity=parity,
-            **weights,
-        )
-        write_json(folder / "artifact.json", artifact.model_dump(mode="json"))
-    return artifact
 
 
 def _work(context: StageContext) -> Path:

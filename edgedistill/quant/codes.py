@@ -39,13 +39,19 @@ class CodeSet:
         self._importances, self._moments = importances or {}, moments or {}
         self._stored: dict[tuple[str, bytes], bytes] = {}
 
+    def replanned(self, plan: Plan) -> CodeSet:
+        """The same codes under another plan: a row that both keep on one grid is encoded once."""
+        other = CodeSet(plan, importances=self._importances, moments=self._moments)
+        other._stored = self._stored
+        return other
+
     def __len__(self) -> int:
         return len(self._stored)
 
     @property
     def by_name(self) -> bool:
         """Whether a matrix's name, more than whether it is a table, decides how it is encoded."""
-        return bool(self.plan.exceptions or self._importances)
+        return bool(self.plan.exceptions or self._importances or self._moments)
 
     def blocks(self, name: str, weights: NDArray[Any]) -> Blocks:
         """The codes of float32 `weights` `[rows, columns]`, all or some rows of the tensor `name`, on its grid.

@@ -18,7 +18,7 @@ from edgedistill.cli.main import app
 
 COMMANDS = [
     *("doctor", "plan", "run", "synth", "train", "export", "eval", "bench", "verify", "diagnose", "gate"),
-    *("report", "status", "compare", "targets"),
+    *("report", "status", "compare", "quantize", "targets"),
 ]
 EDGEDISTILL = Path(sys.executable).parent / "edgedistill"
 TESTS = Path(__file__).resolve().parents[1]

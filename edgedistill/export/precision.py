@@ -1,0 +1,139 @@
+"""A grid for each tensor within a byte budget: costs from calibration text, solved, corrected by real candidates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+
+from edgedistill.core.errors import InputError
+from edgedistill.quant.budget import Option, allocate, smallest
+from edgedistill.quant.plan import BLOCK, EMBEDDING, HEAD, TABLES, Plan
+
+BOTH_FORMATS = ("Q4_0", "Q8_0")  # what GGUF and ONNX kernels both take as it is
+GGUF_ALONE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+BYTES_OF_32 = {  # weights, by format; ONNX keeps scales in float32
+    "gguf": {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34},
+    "onnx": {"Q4_0": 20, "Q8_0": 36},
+}
+STACKED = re.compile(r"(.*\.self_attn)\.[qkv]_proj\.weight")
+CANDIDATES = 3  # written and measured at most
+FACTORS = (0.2, 5.0)  # how far one measurement may move what layers cost beside tables
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that was written and measured: bytes of all that ships, KL divergence in nats per token."""
+
+    plan: Plan
+    bytes: int
+    kld: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best candidate, how many were measured, and how often each grid was chosen."""
+
+    best: Candidate
+    measured: int
+    counts: Mapping[str, int]
+
+
+def grouped(shapes: Mapping[str, tuple[int, ...]], *, stacked: bool) -> dict[str, tuple[str, ...]]:
+    """Tensors that must have one grid, by a name for the group: a tied table, and stacked query, key and value.
+
+    Vectors and matrices whose rows do not fill blocks have no grid and are left out.
+    """
+    groups: dict[str, tuple[str, ...]] = {}
+    for name, shape in shapes.items():
+        if len(shape) != 2 or shape[1] % BLOCK:
+            continue
+        found = STACKED.fullmatch(name) if stacked else None
+        key = f"{found[1]}.qkv" if found else name
+        groups[key] = (*groups.get(key, ()), name)
+    return groups
+
+
+def choose_precision(
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    costs: Mapping[str, Mapping[str, float]],
+    formats: Sequence[str],
+    max_bytes: int,
+    overhead: int,
+    attempt: Callable[[Plan], tuple[int, float]],
+) -> Choice:
+    """The plan of the least measured KL divergence whose artifact, all that ships counted, is at most `max_bytes`.
+
+    `costs` are nats by tensor and grid, `overhead` a guess of the bytes that are no matrix on a grid, which the first
+    candidate corrects. `attempt` writes a plan and tells its bytes and KL divergence. What layers cost beside
+    tables is corrected by each measurement, and solved again.
+
+    Raises:
+        InputError: no plan fits; the message has the bytes that would.
+    """
+    groups = grouped(shapes, stacked="onnx" in formats)
+    factor, tried = 1.0, list[Candidate]()
+    while len(tried) < CANDIDATES:
+        options = _options(groups, shapes=shapes, costs=costs, formats=formats, factor=factor)
+        if (least := smallest(options) + overhead) > max_bytes:
+            raise InputError(
+                f"expected at least {least:,} bytes, which the smallest grids of {' and '.join(formats)} take, found "
+                f"a budget of {max_bytes:,}; allow {-(-least // 100_000) / 10:.1f} MB, or cut layers or vocabulary"
+            )
+        chosen = allocate(options, max_bytes=max_bytes - overhead)
+        plan = _plan(groups, chosen)
+        if plan in [candidate.plan for candidate in tried]:
+            break
+        found = Candidate(plan, *attempt(plan))
+        right = found.bytes - sum(option.bytes for option in chosen.values())
+        tried.append(found)
+        if right > overhead and found.bytes > max_bytes:
+            tried.pop()
+        overhead = right
+        tables = sum(option.cost for key, option in chosen.items() if set(groups[key]) & TABLES)
+        layers = sum(option.cost for key, option in chosen.items() if not set(groups[key]) & TABLES)
+        if layers > 0:
+            factor *= min(max((found.kld - tables) / layers, FACTORS[0]), FACTORS[1])
+    fitting = [candidate for candidate in tried if candidate.bytes <= max_bytes]
+    best = min(fitting, key=lambda candidate: candidate.kld)
+    grids = [best.plan.grid(name, shapes[name]) for names in groups.values() for name in names]
+    return Choice(best, len(tried), {g: grids.count(g) for g in BYTES_OF_32["gguf"] if g in grids})
+
+
+def _options(
+    groups: Mapping[str, tuple[str, ...]],
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    costs: Mapping[str, Mapping[str, float]],
+    formats: Sequence[str],
+    factor: float,
+) -> dict[str, list[Option]]:
+    options = {}
+    for key, names in groups.items():
+        weights = sum(prod(shapes[name]) for name in names)
+        weigh = 1.0 if set(names) & TABLES else factor
+        options[key] = [
+            Option(
+                grid,
+                max(BYTES_OF_32[form][grid] for form in formats) * weights // BLOCK,
+                weigh * sum(costs[name][grid] for name in names),
+            )
+            for grid in (BOTH_FORMATS if "onnx" in formats else GGUF_ALONE)
+        ]
+    return options
+
+
+def _plan(groups: Mapping[str, tuple[str, ...]], chosen: Mapping[str, Option]) -> Plan:
+    """The plan by names; a head that is no tensor of its own goes with the embedding."""
+    grids = {name: chosen[key].grid for key, names in groups.items() for name in names}
+    if EMBEDDING in grids:
+        grids.setdefault(HEAD, grids[EMBEDDING])
+    layers = [grid for name, grid in grids.items() if name not in TABLES]
+    most = max(sorted(set(layers)), key=layers.count) if layers else grids[HEAD]
+    table = grids.get(HEAD, most)
+    usual = {name: table if name in TABLES else most for name in grids}
+    exceptions = {name: grid for name, grid in grids.items() if grid != usual[name]}
+    return Plan(layers=most, table=table, exceptions=MappingProxyType(exceptions))
