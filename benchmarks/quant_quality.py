@@ -50,7 +50,7 @@ from edgedistill.runtimes.chat import encode, load_tokenizer
 
 RESULT = Path(__file__).with_name("results") / "quant_quality.json"
 ROWS = ("int8", "int4", "gguf", "release", "speed")
-WINDOW, CONFIDENCE, CALIBRATED = 512, 0.95, 48
+WINDOW, CONFIDENCE, CALIBRATED = 512, 0.95, 96
 BLOCKS = 6
 # of the builder, the likeliest best first, so that a shortened sweep still has them
 SETTINGS = (

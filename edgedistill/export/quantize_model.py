@@ -39,7 +39,7 @@ from edgedistill.runtimes.chat import encode, load_tokenizer
 from edgedistill.runtimes.sources import resolve_model
 
 FORMATS = ("gguf", "onnx")
-CALIBRATED, MEASURED = 48, 8  # chunks of text that codes are chosen on, and others that candidates are measured on
+CALIBRATED, MEASURED = 96, 8  # chunks of text that codes are chosen on, and others that candidates are measured on
 GRADIENTS = 8  # of the calibrated ones, for sensitivities
 MEASURED_TOKENS = 256
 CONFIDENCE = 0.95

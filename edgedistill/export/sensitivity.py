@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from edgedistill.quant.blocks import decode_blocks
-from edgedistill.quant.compensate import compensate_blocks
+from edgedistill.quant.compensate import compensate_blocks, feedback_of
 from edgedistill.quant.plan import EMBEDDING
 
 SAMPLED_ROWS = 48  # of a matrix, evenly: rows are rounded one by one, so a sample of them tells the mean error
@@ -60,9 +60,9 @@ def rounding_costs(
     sample, weigh = np.asarray(weights[::step], dtype=np.float32), rows[::step].astype(np.float64)
     moment = np.asarray(moment)
     share = rows.sum(dtype=np.float64) / max(weigh.sum(), 1e-300)
-    costs = {}
+    costs, feedback = {}, feedback_of(moment)
     for grid in grids:
-        error = sample - decode_blocks(compensate_blocks(sample, grid=grid, moment=moment))
+        error = sample - decode_blocks(compensate_blocks(sample, grid=grid, moment=moment, feedback=feedback))
         costs[grid] = float(share / 2 * np.einsum("ij,ij->i", error @ moment, error) @ weigh)
     return costs
 

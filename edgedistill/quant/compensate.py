@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 from edgedistill.quant.blocks import BLOCK, Blocks, as_blocks, decode_blocks, grid_named
 from edgedistill.quant.search import search_blocks
 
-DAMPING = 0.01  # of the mean of H's diagonal, added to it
+DAMPING = 0.05  # of the mean of the diagonal of H, added to it; on held-out text between 0.01 and 0.3 within 7 %
 SWEEPS = 2  # over all columns, in which each code may change once more
 Array = NDArray[np.float32]
 
 
-def compensate_blocks(weights: NDArray[Any], *, grid: str, moment: NDArray[Any]) -> Blocks:
+def compensate_blocks(
+    weights: NDArray[Any], *, grid: str, moment: NDArray[Any], feedback: Array | None = None
+) -> Blocks:
     """Encode `weights` `[rows, columns]` with little error in the outputs; rows do not depend on one another.
 
-    `moment` `[columns, columns]` is the mean outer product of the layer's inputs on calibration text.
+    `moment` `[columns, columns]` is the mean outer product of the layer's inputs on calibration text, `feedback` what
+    `feedback_of` makes of it, if it has been made already.
 
     Raises:
         ValueError: as `encode_blocks`; or `moment` is not finite or of another size.
@@ -35,7 +38,7 @@ def compensate_blocks(weights: NDArray[Any], *, grid: str, moment: NDArray[Any])
     if moment.shape != (columns, columns) or not np.isfinite(moment).all():
         raise ValueError(f"expected finite moments of {columns} by {columns}, found {moment.shape} or others")
     wanted = as_blocks(weights).reshape(len(weights), columns)
-    upper = _feedback(moment)
+    upper = feedback_of(moment) if feedback is None else feedback
     importance = (1 / np.square(np.diagonal(upper))).astype(np.float32)
     moving = wanted.copy()
     parts: list[Blocks] = []
@@ -60,7 +63,7 @@ def output_error(weights: NDArray[Any], blocks: Blocks, *, moment: NDArray[Any])
     return float(np.vdot(error @ moment, error) / max(np.vdot(weights @ moment, weights), 1e-300))
 
 
-def _feedback(moment: NDArray[Any]) -> Array:
+def feedback_of(moment: NDArray[Any]) -> Array:
     """Upper Cholesky factor of the inverse of damped H: row j, over its diagonal, moves the columns after j."""
     damped = np.array(moment, dtype=np.float64)
     diagonal = damped.diagonal().copy()
