@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -215,11 +216,12 @@ def _graph(folder: Path, *, work: Path, threads: int) -> Path:
 
 def _overhead(folder: Path, form: str, shapes: Mapping[str, tuple[int, ...]], *, work: Path) -> int:
     """About the bytes that are no matrix on a grid: companions, metadata or graph, vectors."""
-    from edgedistill.export.companions import write_companions
-
     beside = work / "companions"
     beside.mkdir()
-    write_companions(model=folder, folder=beside, entry=ENTRIES[form])
+    if form == "gguf":
+        os.link(work / "f16.gguf", beside / ENTRIES[form])  # a Modelfile says what its GGUF says
+    furnish(beside, model=folder, form=form)
+    (beside / ENTRIES[form]).unlink(missing_ok=True)
     size = sum(path.stat().st_size for path in beside.iterdir())
     if form == "gguf":
         matrices = sum(prod(shape) for shape in shapes.values() if len(shape) == 2 and shape[1] % BLOCK == 0)

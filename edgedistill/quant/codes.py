@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill.quant.blocks import BLOCK, Blocks, encode_blocks, grid_named, join_blocks, split_blocks
-from edgedistill.quant.compensate import compensate_blocks
+from edgedistill.quant.compensate import compensate_blocks, feedback_of
 from edgedistill.quant.plan import Plan
 from edgedistill.quant.search import search_blocks
 
@@ -38,6 +38,7 @@ class CodeSet:
         self.plan = plan
         self._importances, self._moments = importances or {}, moments or {}
         self._stored: dict[tuple[str, bytes], bytes] = {}
+        self._feedback: tuple[str, NDArray[np.float32]] = ("", np.empty(0, dtype=np.float32))  # of the last name
 
     def replanned(self, plan: Plan) -> CodeSet:
         """The same codes under another plan: a row that both keep on one grid is encoded once."""
@@ -74,7 +75,10 @@ class CodeSet:
 
     def _encoded(self, name: str, rows: NDArray[Any], *, grid: str) -> Blocks:
         if name in self._moments:
-            return compensate_blocks(rows, grid=grid, moment=self._moments[name])
+            moment = np.asarray(self._moments[name])
+            if self._feedback[0] != name:  # writers come for the rows of a matrix in parts
+                self._feedback = (name, feedback_of(moment))
+            return compensate_blocks(rows, grid=grid, moment=moment, feedback=self._feedback[1])
         if name in self._importances:
             return search_blocks(rows, grid=grid, importance=self._importances[name])
         return encode_blocks(rows, grid=grid)
