@@ -171,12 +171,16 @@ class Train(Noun):
 
 
 class Export(Noun):
-    """Variants to build; `release` are those that ship and that budgets apply to; the teacher merely quantized."""
+    """Variants to build; `release` are those that ship and that budgets apply to; the teacher merely quantized.
+
+    `calibrate` chooses the student's codes with error feedback from its records, both formats' alike.
+    """
 
     variants: tuple[Variant, ...] = VARIANTS
     release: tuple[Variant, ...] = ("gguf-q4_0", "onnx-int4")
     teacher_variants: tuple[Literal["gguf-q8_0", "gguf-q4_0"], ...] = ("gguf-q4_0",)
     parity_texts: Positive = 16
+    calibrate: bool = False
 
     @model_validator(mode="after")
     def _release_is_built(self) -> Export:
@@ -246,6 +250,14 @@ class Recipe(Noun):
     @classmethod
     def _ids_are_lower_case(cls, budget: dict[str, Budget]) -> dict[str, Budget]:
         return dict(sorted(budget.items()))
+
+    @model_validator(mode="after")
+    def _codes_of_training_are_not_chosen_anew(self) -> Recipe:
+        if self.export.calibrate and self.train.qat is not None:
+            raise ValueError(
+                "expected either export.calibrate or [train.qat]: export writes the codes that training ended on"
+            )
+        return self
 
     @model_validator(mode="after")
     def _budgets_name_what_exists(self) -> Recipe:

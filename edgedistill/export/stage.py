@@ -18,9 +18,7 @@ from edgedistill.core.runfolder import NOT_OUTPUT, VOLATILE, StageContext
 from edgedistill.export.seal import ENTRIES, seal
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from edgedistill.export.imatrix import Imatrix
     from edgedistill.export.onnx_check import OnnxFacts
     from edgedistill.export.parity import Prediction
     from edgedistill.export.quantize import WeightFigures
@@ -62,7 +60,8 @@ def run(context: StageContext) -> None:
     orders = _orders(context)
     records = _records(context, count=recipe.export.parity_texts)
     sources: dict[Path, Source] = {}
-    codes = {plan.layers: CodeSet(plan) for plan in map(plan_of, GRIDS_OF_LAYERS)}
+    chosen_by = _calibration(context, orders, threads=threads) if recipe.export.calibrate else {}
+    codes = {plan.layers: CodeSet(plan, **chosen_by) for plan in map(plan_of, GRIDS_OF_LAYERS)}
     if said := _ended_prompt(context.folder_of("train") / "student", override=recipe.task.chat_template):
         context.report.note(said)
     for number, order in enumerate(orders):
@@ -190,28 +189,46 @@ def _make_gguf(
         export_gguf_f16(model=order.source, out=out, name=name)
         return _weights(weight_figures(out, scheme=scheme))
     if codes is None:
-        half = _work(context) / "student.gguf"
-        if not half.is_file():
-            export_gguf_f16(model=order.source, out=half, name=name)
-        means = _importances(half, order=order, context=context, threads=threads)
-        quantize_gguf(source=half, out=out, scheme=scheme, threads=threads, importances=means)
+        half, imatrix = _calibrated(context, order.source, threads=threads)
+        quantize_gguf(source=half, out=out, scheme=scheme, threads=threads, importances=imatrix.means())
         check_label(out, scheme=scheme)
         return _weights(weight_figures(out, scheme=scheme))
     export_gguf_codes(model=order.source, out=out, codes=codes, name=name)
     return _weights(weight_figures(out, scheme=scheme, meant=codes.plan.grids))
 
 
-def _importances(half: Path, *, order: Order, context: StageContext, threads: int) -> dict[str, NDArray[np.float32]]:
-    """Mean squared inputs by GGUF tensor name, on held-in records; kept beside the half-precision file."""
+def _calibration(context: StageContext, orders: Sequence[Order], *, threads: int) -> dict[str, Any]:
+    """What `CodeSet` chooses the student's codes by; nothing where no variant is still to be built."""
+    from edgedistill.export.imatrix import hugging_face_names, importances_of, read_moments
+
+    student = context.folder_of("train") / "student"
+    if all(_finished(context.folder / order.variant) for order in orders):
+        return {}
+    context.report.note("calibrating the codes on the student's records")
+    half, imatrix = _calibrated(context, student, threads=threads, moments=True)
+    names = hugging_face_names(half, model=student)
+    moments = read_moments(half.parent / "moments", names=names)
+    return {"importances": importances_of(imatrix, names), "moments": moments}
+
+
+def _calibrated(context: StageContext, student: Path, *, threads: int, moments: bool = False) -> tuple[Path, Imatrix]:
+    """The student in half precision and its importance matrix on held-in records, kept beside it."""
+    from edgedistill.export.gguf import export_gguf_f16
     from edgedistill.export.imatrix import chunks_of, collect_imatrix, read_imatrix, write_imatrix
 
-    kept = half.with_suffix(".imatrix.gguf")
-    if not kept.is_file():
+    half = _work(context) / "student.gguf"
+    kept, outer = half.with_suffix(".imatrix.gguf"), half.parent / "moments"
+    if not kept.is_file() or (moments and not outer.is_dir()):
+        shutil.rmtree(outer, ignore_errors=True)
+        export_gguf_f16(model=student, out=half, name=context.recipe.name)
         records = _records(context, count=CALIBRATION_RECORDS)
-        texts = _texts(order.source, records, override=context.recipe.task.chat_template)
+        texts = _texts(student, records, override=context.recipe.task.chat_template)
         chunks = chunks_of([identity for text in texts for identity in text])
-        write_imatrix(collect_imatrix(half, chunks, threads=threads, dataset="held-in records"), kept)
-    return read_imatrix(kept).means()
+        imatrix = collect_imatrix(
+            half, chunks, threads=threads, dataset="held-in records", moments=outer if moments else None
+        )
+        write_imatrix(imatrix, kept)
+    return half, read_imatrix(kept)
 
 
 def _make_onnx(

@@ -27,7 +27,9 @@ GGUF = ["gguf-f16", "gguf-q8_0", "gguf-q4_0"]
 ONNX = ["onnx-fp32", "onnx-int8", "onnx-int4"]
 
 
-def context_of(run: Path, *, variants: list[str], teacher: tuple[str, ...] = ()) -> StageContext:
+def context_of(
+    run: Path, *, variants: list[str], teacher: tuple[str, ...] = (), calibrate: bool = False
+) -> StageContext:
     recipe = Recipe.model_validate(
         {
             "name": "tiny",
@@ -35,7 +37,13 @@ def context_of(run: Path, *, variants: list[str], teacher: tuple[str, ...] = ())
             "data": {"generator": "home-commands", "gold": 1},
             "teacher": {"model": "unused", "adapt": {}},
             "student": {"cut": {"layers": 1}},
-            "export": {"variants": variants, "release": [], "teacher_variants": teacher, "parity_texts": 4},
+            "export": {
+                "variants": variants,
+                "release": [],
+                "teacher_variants": teacher,
+                "parity_texts": 4,
+                "calibrate": calibrate,
+            },
         }
     )
     return StageContext(recipe=recipe, run=run, stage="export", report=SilentReporter(), figures={})
@@ -133,6 +141,28 @@ def test_k_quants_are_calibrated_on_held_in_records_and_refused_where_they_are_n
     assert artifact.fallback_tensors == 0 and 4.5 < artifact.bits_per_weight < 7
     assert artifact.parity["fresh"]["kld_nats"] < 0.8
     assert {path.name for path in context.folder.iterdir()} == {"gguf-q4_k_m", "gguf-iq4_xs"}
+
+
+def test_calibrated_codes_come_closer_in_both_formats(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = context_of(run_folder, variants=["gguf-q4_0"])
+    stage.run(plain)
+    before = load_artifact(plain.folder / "gguf-q4_0").parity["fresh"]["kld_nats"]
+    shutil.rmtree(plain.folder)
+    context = context_of(run_folder, variants=["gguf-q4_0", "onnx-int4"], calibrate=True)
+    stage.run(context)
+    found = {name: load_artifact(context.folder / name).parity["fresh"]["kld_nats"] for name in context.figures}
+    assert max(found.values()) < 0.7 * before
+    assert {path.name for path in context.folder.iterdir()} == {"gguf-q4_0", "onnx-int4"}
+    # all stands: nothing is calibrated again
+    monkeypatch.setattr(stage, "_calibrated", lambda *_, **__: pytest.fail("calibrated again"))
+    stage.run(context_of(run_folder, variants=["gguf-q4_0", "onnx-int4"], calibrate=True))
+
+
+def test_codes_that_training_ended_on_are_not_chosen_anew(tmp_path: Path) -> None:
+    recipe = context_of(tmp_path, variants=["gguf-q4_0"], calibrate=True).recipe.model_dump()
+    recipe["train"]["qat"] = {"grid": "q4_0"}
+    with pytest.raises(ValueError, match=r"expected either export\.calibrate or \[train\.qat\]"):
+        Recipe.model_validate(recipe)
 
 
 def test_interrupted_stage_goes_on_and_ends_in_the_same_bytes(

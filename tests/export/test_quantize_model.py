@@ -51,6 +51,18 @@ def test_gguf_fits_its_budget_and_spends_it(model: Path, calibration: Path, tmp_
     assert len(set(types) - {"F32"}) > 1
 
 
+def test_both_formats_fit_and_hold_one_code_set(model: Path, calibration: Path, tmp_path: Path) -> None:
+    found = quantize_model(
+        str(model), max_bytes=640_000, calibration=calibration, out=tmp_path / "both", threads=1,
+        report=SilentReporter(),
+    )  # fmt: skip
+    assert found.keys() == {"gguf-mixed", "onnx-mixed"}
+    assert max(figures["bytes"] for figures in found.values()) <= 640_000
+    assert found["gguf-mixed"]["grids"] == found["onnx-mixed"]["grids"]
+    assert found["gguf-mixed"]["grids"].keys() == {"Q4_0", "Q8_0"}
+    assert found["gguf-mixed"]["kld_nats"] == pytest.approx(found["onnx-mixed"]["kld_nats"], rel=0.2)
+
+
 def test_a_budget_below_the_smallest_is_refused_with_what_would_fit(
     model: Path, calibration: Path, tmp_path: Path
 ) -> None:
