@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from edgedistill.core.errors import InputError, MissingError, shortened
 from edgedistill.runtimes.gguf_model import check_gguf
@@ -42,6 +43,14 @@ def library() -> ModuleType:
     lib.llama_backend_init()
     check_layout(lib)
     return lib
+
+
+@cache
+def ggml_accessor(name: str, result: Any) -> Any:
+    """A function of ggml's that takes a tensor's address, or nothing, and that llama-cpp-python does not declare."""
+    function = getattr(library()._lib, name)
+    function.argtypes, function.restype = ([] if name == "ggml_tensor_overhead" else [ctypes.c_void_p]), result
+    return function
 
 
 def why() -> str:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from edgedistill.core.errors import MissingError, StageError
 from edgedistill.runtimes.base import check_room
 from edgedistill.runtimes.gguf_file import read_gguf
-from edgedistill.runtimes.llama_lib import library, load
+from edgedistill.runtimes.llama_lib import ggml_accessor, library, load
 from edgedistill.runtimes.llamacpp import LlamaContext
 
 DIMENSIONS, PARAMETER_BYTES, SOURCES, NAME_BYTES, OBJECT_BYTES = 4, 64, 10, 64, 32
@@ -106,7 +104,7 @@ class _Watch:
             return False
 
     def _asked(self, address: int) -> bool:
-        if _accessor("ggml_op_desc", ctypes.c_char_p)(address) != PRODUCT:
+        if ggml_accessor("ggml_op_desc", ctypes.c_char_p)(address) != PRODUCT:
             return False
         node = Tensor.from_address(address)
         name = Tensor.from_address(node.src[0]).name.decode()
@@ -127,15 +125,8 @@ class _Watch:
         return True
 
 
-@cache
-def _accessor(name: str, result: Any) -> Any:
-    function = getattr(library()._lib, name)
-    function.argtypes, function.restype = ([] if name == "ggml_tensor_overhead" else [ctypes.c_void_p]), result
-    return function
-
-
 def _check_tensor() -> None:
-    size = _accessor("ggml_tensor_overhead", ctypes.c_size_t)() - OBJECT_BYTES
+    size = ggml_accessor("ggml_tensor_overhead", ctypes.c_size_t)() - OBJECT_BYTES
     if size != ctypes.sizeof(Tensor):
         raise MissingError(
             f"expected ggml tensors of {ctypes.sizeof(Tensor)} bytes, found {size}; install the version of "
