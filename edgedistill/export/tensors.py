@@ -19,11 +19,13 @@ import onnx
 
 from edgedistill.export.onnx_run import array_of
 from edgedistill.export.weights import StoredTensor
+from edgedistill.quant.plan import EMBEDDING, HEAD
 from edgedistill.runtimes.gguf_file import TENSOR_TYPES, GgufTensor, read_gguf
+from edgedistill.runtimes.gguf_import import half_split
 from edgedistill.runtimes.llama_trace import neighbour_rotation
 
 OWN_HEAD = "output.weight"  # llama.cpp's; absent where the embedding serves as head
-EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+NORM = "model.norm.weight"
 _ONNX_NODE = re.compile(r"/model/layers\.(\d+)/(attn|mlp)/(\w+)/(?:MatMul|Add)\w*")
 QUANTIZED_BITS = re.compile(r"(?:IQ|TQ|Q)(\d)")
 
@@ -72,7 +74,7 @@ def gguf_parts(path: Path, *, stored: Mapping[str, StoredTensor], config: Mappin
         half = values if swapped and re.search(r"\.attn_[qk]\.", name) else None
         if half is not None:
             heads = config["num_attention_heads"] if ".attn_q." in name else key_heads(config)
-            values = from_neighbour_rotation(values, heads=heads)
+            values = half_split(values, head_dim=len(values) // heads)
         if is_norm(source):
             values = values - np.float32(added)
         type_name, block, _ = TENSOR_TYPES[tensor.type_id]
@@ -121,13 +123,6 @@ def is_norm(source: str) -> bool:
 def key_heads(config: Mapping[str, Any]) -> int:
     """Heads of keys and values; as many as of queries where config.json says nothing."""
     return config.get("num_key_value_heads") or config["num_attention_heads"]
-
-
-def from_neighbour_rotation(data: np.ndarray, *, heads: int) -> np.ndarray:
-    """Rows as transformers has them: the inverse of `gguf.to_neighbour_rotation`."""
-    half = data.shape[0] // heads // 2
-    split = data.reshape(heads, half, 2, *data.shape[1:])
-    return np.moveaxis(split, 2, 1).reshape(data.shape)
 
 
 def code_bits(kind: str) -> int:

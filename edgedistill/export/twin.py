@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgedistill.export.tensors import EMBEDDING, HEAD, Part
+from edgedistill.export.tensors import Part
 from edgedistill.export.weigh import rounded
+from edgedistill.quant.plan import EMBEDDING, HEAD
 
 if TYPE_CHECKING:
     import torch

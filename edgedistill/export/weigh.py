@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgedistill.export.tensors import EMBEDDING, HEAD, Part
+from edgedistill.export.tensors import Part
 from edgedistill.export.weights import StoredTensor
+from edgedistill.quant.plan import EMBEDDING, HEAD
 
 SLACK = 1.5  # times the error of plain rounding: error-compensating encoders spend a little more on some tensors
 EXACT = 1e-5  # relative error that float arithmetic explains

@@ -170,9 +170,8 @@ def llama_weights(gguf: GgufFile, config: LlamaConfig) -> dict[str, np.ndarray]:
 
 
 def half_split(weight: np.ndarray, *, head_dim: int) -> np.ndarray:
-    """Rows of `[heads * head_dim, in]` from llama.cpp's interleaved rotary pairs to Hugging Face's two halves."""
-    rows, width = weight.shape
-    return weight.reshape(rows // head_dim, head_dim // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
+    """Rows of `[heads * head_dim, ...]` from llama.cpp's interleaved rotary pairs to Hugging Face's two halves."""
+    return weight.reshape(-1, head_dim // 2, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def _import_through_transformers(path: Path, folder: Path) -> None:
