@@ -29,7 +29,7 @@ def save_model(folder: Path) -> Path:
 
 
 def save_later(model: Path, folder: Path) -> Path:
-    """The same model some steps of training on: every tensor a fifth away."""
+    """The same model some steps of training on: every tensor a twentieth away."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -38,7 +38,7 @@ def save_later(model: Path, folder: Path) -> Path:
     torch.manual_seed(1)
     with torch.no_grad():
         for value in later.parameters():
-            value.add_(0.2 * value.std() * torch.randn_like(value))
+            value.add_(0.05 * value.std() * torch.randn_like(value))
     later.save_pretrained(folder)
     return folder
 

@@ -21,8 +21,9 @@ from edgedistill.core.files import write_json
 from edgedistill.core.runfolder import SilentReporter
 from edgedistill.export.diagnose import diagnose
 from edgedistill.export.gguf import to_neighbour_rotation
-from edgedistill.export.tensors import from_neighbour_rotation, unpacked
+from edgedistill.export.tensors import unpacked
 from edgedistill.export.weigh import relative, rounded
+from edgedistill.runtimes.gguf_import import half_split
 
 PROBES = 300
 CASES = [
@@ -134,7 +135,7 @@ def test_diagnose_wants_an_artifact_and_a_hugging_face_folder(made: Callable[[st
 
 def test_rotation_and_codes_are_undone_and_rounding_is_the_types() -> None:
     rows = np.arange(64 * 3, dtype=np.float32).reshape(64, 3)
-    assert np.array_equal(from_neighbour_rotation(to_neighbour_rotation(rows, heads=4), heads=4), rows)
+    assert np.array_equal(half_split(to_neighbour_rotation(rows, heads=4), head_dim=len(rows) // 4), rows)
     assert unpacked(np.array([[0x21, 0xF0]], np.uint8), bits=4).tolist() == [[1, 2, 0, 15]]
     weights = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
     half = rounded(weights, kind="F16", bits=16, block=1)
