@@ -17,7 +17,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from edgedistill.core.files import read_jsonl, write_json
 from edgedistill.core.host import environment, usable_cores
 from edgedistill.core.runfolder import SilentReporter
 from edgedistill.export.gguf import export_gguf_codes, export_gguf_f16
-from edgedistill.export.parity import log_softmax
 from edgedistill.export.quantize import quantize_gguf
+from edgedistill.export.tally import Tally
 from edgedistill.export.weights import stored_tensors
 from edgedistill.quant.blocks import decode_blocks, encode_blocks, join_blocks, split_blocks
 from edgedistill.quant.codes import CodeSet
@@ -81,21 +81,23 @@ def trained(source: Path, out: Path, *, texts: Sequence[Sequence[int]], steps: i
     return {"steps": result.steps, "tokens": result.tokens, "seconds": round(time.monotonic() - began, 1)}
 
 
-def predictions(engine: str, path: Path, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Log-probabilities float32 `[WINDOW - 1, vocab]` of each window's next tokens."""
+def logits_of(engine: str, path: Path, texts: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
+    """Logits `[WINDOW, vocab]` of each window."""
     options = {"dtype": "float32"} if engine == "hf" else {}
     with closing(open_session(engine, path, threads=usable_cores(), context=WINDOW, **options)) as session:
-        return [log_softmax(session.logits(ids)[:-1]).astype(np.float32) for ids in texts]
+        for ids in texts:
+            yield session.logits(ids)
 
 
-def losses(found: Sequence[np.ndarray], texts: Sequence[Sequence[int]]) -> np.ndarray:
-    """Mean negative log-likelihood of each window, in nats a token."""
-    return np.array([-rows[np.arange(len(rows)), ids[1:]].mean() for rows, ids in zip(found, texts, strict=True)])
-
-
-def divergences(reference: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean KL(reference ‖ found) of each window, in nats."""
-    return np.array([(np.exp(p) * (p - q)).sum(axis=1).mean() for p, q in zip(reference, found, strict=True)])
+def compared(folder: Path, file: Path, texts: Sequence[Sequence[int]]) -> list[Tally]:
+    """Of each window: how far the file's logits lie from those of the float32 folder, and both's likelihood."""
+    tallies = []
+    for ids, own, shipped in zip(
+        texts, logits_of("hf", folder, texts), logits_of("llamacpp", file, texts), strict=True
+    ):
+        tallies.append(Tally())
+        tallies[-1].add(own, shipped, following=ids[1:])
+    return tallies
 
 
 def interval(statistic: Any, *columns: np.ndarray) -> dict[str, float]:
@@ -104,6 +106,10 @@ def interval(statistic: Any, *columns: np.ndarray) -> dict[str, float]:
     rows = [rng.integers(0, len(columns[0]), len(columns[0])) for _ in range(DRAWS)]
     low, high = np.quantile([statistic(*(c[draw] for c in columns)) for draw in rows], [0.025, 0.975])
     return {"estimate": float(statistic(*columns)), "low": float(low), "high": float(high)}
+
+
+def per_token(tallies: Sequence[Tally], sums: str, counts: str) -> np.ndarray:
+    return np.array([getattr(tally, sums) / getattr(tally, counts) for tally in tallies])
 
 
 def perplexity(loss: np.ndarray) -> float:
@@ -150,13 +156,11 @@ def measure(source: Path, *, steps: int, work: Path) -> dict[str, Any]:
     files["llama.cpp"] = work / "llama.gguf"
     quantize_gguf(source=work / "half.gguf", out=files["llama.cpp"], scheme="Q4_0", threads=usable_cores())
 
-    nll, kld = {}, {}
-    for name in arms:
-        own = predictions("hf", arms[name], judged)
-        shipped = predictions("llamacpp", files[name], judged)
-        nll |= {f"{name}, float32": losses(own, judged), f"{name}, Q4_0": losses(shipped, judged)}
-        kld[name] = interval(np.mean, divergences(own, shipped))
-    nll["llama.cpp, Q4_0"] = losses(predictions("llamacpp", files["llama.cpp"], judged), judged)
+    pairs = {name: (arms[name], files[name]) for name in arms} | {"llama.cpp": (arms["plain"], files["llama.cpp"])}
+    tallies = {name: compared(*pair, judged) for name, pair in pairs.items()}
+    nll = {f"{name}, Q4_0": per_token(tallies[name], "nll", "scored") for name in pairs}
+    nll |= {f"{name}, float32": per_token(tallies[name], "student_nll", "scored") for name in arms}
+    kld = {name: interval(np.mean, per_token(tallies[name], "kld", "positions")) for name in arms}
     equal, matrices = matrices_equal(arms["on-grid"], files["on-grid"])
     return {
         "kld_fp32_to_gguf": kld["on-grid"],

@@ -22,10 +22,9 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,8 @@ from edgedistill.core.stats import paired_ratio_interval, ratio_of_sums_interval
 from edgedistill.export.gguf import export_gguf_codes, export_gguf_f16
 from edgedistill.export.imatrix import chunks_of, collect_imatrix
 from edgedistill.export.quantize import quantize_gguf
-from edgedistill.export.quantize_model import kl_divergences, quantize_model
+from edgedistill.export.quantize_model import quantize_model
+from edgedistill.export.tally import Tally
 from edgedistill.quant.codes import CodeSet
 from edgedistill.quant.plan import Plan
 from edgedistill.runtimes.base import open_session
@@ -96,8 +96,6 @@ def main(arguments: Sequence[str]) -> int:
         "tokens_scored": sum(map(len, bench.reference.windows)),
         "text": "wikitext2_raw test (second-hand copy, see its README)",
         "threads": threads,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
         "environment": environment(),
         **found,
     }
@@ -167,16 +165,11 @@ class Bench:
             str(self.model), max_bytes=limit, calibration=self.calibration, out=folder, threads=self.threads,
             report=SilentReporter(),
         )  # fmt: skip
-        totals, equal, rows = [], 0, 0
-        for a, b in zip(
-            self._logits(folder / "gguf-mixed" / "model.gguf"), self._logits(folder / "onnx-mixed"), strict=True
-        ):
-            totals.append(kl_divergences(a, b).sum())
-            equal, rows = equal + int((a.argmax(1) == b.argmax(1)).sum()), rows + len(a)
+        between = self._compared(self._logits(folder / "gguf-mixed" / "model.gguf"), folder / "onnx-mixed")
         return {
             "gguf": self._measured(folder / "gguf-mixed" / "model.gguf"),
             "onnx": self._measured(folder / "onnx-mixed"),
-            "between": self._interval(totals) | {"top1_ratio": round(equal / rows, 4)},
+            "between": between,
             "goal": "between: KLD at most 0.01, top-1 at least 0.95",
         }
 
@@ -255,17 +248,18 @@ class Bench:
     def _measured(self, path: Path) -> dict[str, Any]:
         """Bytes of the weights' files, KL divergence with its interval, top-1 agreement."""
         files = [path] if path.is_file() else [p for p in path.iterdir() if p.name.startswith("model.onnx")]
-        totals, equal, rows = [], 0, 0
-        for wanted, found in zip(self.reference.logits, self._logits(path), strict=True):
-            totals.append(kl_divergences(wanted, found).sum())
-            equal, rows = equal + int((wanted.argmax(1) == found.argmax(1)).sum()), rows + len(found)
-        size = sum(file.stat().st_size for file in files)
-        return {"bytes": size} | self._interval(totals) | {"top1_ratio": round(equal / rows, 4)}
+        return {"bytes": sum(file.stat().st_size for file in files)} | self._compared(self.reference.logits, path)
 
-    def _interval(self, totals: Sequence[float]) -> dict[str, float]:
-        counts = [float(len(ids)) for ids in self.reference.windows]
-        found = ratio_of_sums_interval(list(totals), counts, confidence=CONFIDENCE, seed=0)
+    def _compared(self, wanted: Iterable[np.ndarray], path: Path) -> dict[str, float]:
+        """KL divergence of the artifact at `path` from logits by window, and top-1 agreement."""
+        tallies = []
+        for theirs, ours in zip(wanted, self._logits(path), strict=True):
+            tallies.append(Tally())
+            tallies[-1].add(theirs, ours)
+        counts = [float(tally.positions) for tally in tallies]
+        found = ratio_of_sums_interval([tally.kld for tally in tallies], counts, confidence=CONFIDENCE, seed=0)
         return {
+            "top1_ratio": round(sum(tally.equal for tally in tallies) / sum(counts), 4),
             "kld": float(f"{found.estimate:.4g}"),
             "kld_low": float(f"{found.low:.4g}"),
             "kld_high": float(f"{found.high:.4g}"),
@@ -298,11 +292,6 @@ def _job(path: Path, *, threads: int) -> dict[str, Any]:
         "max_new_tokens": 1, "warmup": 0,
         "shape": {"ids": [60 + i for i in range(64)], "decode": 64, "warmup": 1, "repetitions": 3},
     }  # fmt: skip
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

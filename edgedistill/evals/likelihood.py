@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill.core.errors import InputError
+from edgedistill.runtimes.base import log_softmax
 
 Logits = Callable[[Sequence[int]], NDArray[np.float32]]
 # Context of the plain-text windows: every engine and every small student has it.
@@ -22,12 +23,6 @@ class Divergence:
 
     kld_nats: float
     top1_ratio: float
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Log-probabilities of `[n, vocab]` logits."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def nll(logits: NDArray[np.float32], ids: Sequence[int]) -> float:

@@ -31,6 +31,7 @@ from edgedistill.export.parity import predict
 from edgedistill.export.precision import BOTH_FORMATS, GGUF_ALONE, Choice, choose_precision
 from edgedistill.export.quantize import weight_figures
 from edgedistill.export.seal import ENTRIES, furnish, seal
+from edgedistill.export.tally import Tally
 from edgedistill.export.weights import stored_tensors
 from edgedistill.quant.blocks import decode_blocks
 from edgedistill.quant.codes import CodeSet
@@ -189,7 +190,7 @@ def _calibrate(
         weights = stored[name].read().astype(np.float32)
         if name in TABLES:
             tables = {g: decode_blocks(codes.replanned(Plan(g, g)).blocks(name, weights)) for g in grids}
-            costs[name] = table_costs(folder, tables, text.measured[: GRADIENTS // 2], name=name, threads=threads)
+            costs[name] = table_costs(folder, tables, text.calibrated[: GRADIENTS // 2], name=name, threads=threads)
         else:
             costs[name] = rounding_costs(weights, grids=grids, moment=moments[name], rows=rows[name])
     return Calibrated(codes, costs, shapes)
@@ -256,15 +257,10 @@ def _divergence(
     totals = []
     with closing(open_session(engine, path, threads=threads, context=MEASURED_TOKENS)) as session:
         for ids, logits in zip(chunks, wanted, strict=True):
-            totals.append(kl_divergences(logits, session.logits(ids)).sum())
+            tally = Tally()
+            tally.add(logits, session.logits(ids))
+            totals.append(tally.kld)
     return ratio_of_sums_interval(totals, [float(len(ids)) for ids in chunks], confidence=CONFIDENCE, seed=0)
-
-
-def kl_divergences(model: np.ndarray, artifact: np.ndarray) -> np.ndarray:
-    """KL(model ‖ artifact) in nats of each row of logits `[n, vocab]`: `[n]`."""
-    p, q = (x - np.max(x, axis=1, keepdims=True) for x in (model, artifact))
-    p, q = (x - np.log(np.sum(np.exp(x), axis=1, keepdims=True, dtype=np.float64)) for x in (p, q))
-    return np.sum(np.exp(p) * (p - q), axis=1, dtype=np.float64)
 
 
 def _figures(artifact: Artifact, choice: Choice, kld: Interval) -> dict[str, Any]:

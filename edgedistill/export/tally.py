@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgedistill.runtimes.base import log_softmax
+
 SURE_NATS = 1.0  # the student is sure where its best token leads the second by this much log-probability
 FEW = 8  # fewer sure positions than this judge nothing
 
@@ -60,9 +62,3 @@ class Tally:
             sure_positions=self.sure,
             sure_top1_ratio=self.sure_equal / self.sure if self.sure >= FEW else None,
         )
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities of `[n, vocab]` logits in float64."""
-    shifted = logits.astype(np.float64) - np.max(logits, axis=1, keepdims=True)
-    return shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))

@@ -94,6 +94,12 @@ def decode(session: Session, ids: Sequence[int], *, past: Sequence[int] = ()) ->
     return np.stack([session.feed([token]) for token in ids])
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities of `[n, vocab]` logits in float64."""
+    shifted = logits.astype(np.float64) - np.max(logits, axis=1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))
+
+
 def check_room(ids: Sequence[int], *, used: int, context: int, vocab: int) -> None:
     """Hold ids about to be fed against the context and the vocabulary.
 
