@@ -27,7 +27,11 @@ from edgedistill.core.host import now
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.runfolder import FOLDERS, Reporter, StageContext, run_stage
 
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
+OUT_OF_MEMORY = (
+    "can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc", "bad allocation",
+    "failed to map segment",
+)  # fmt: skip
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on the size of files
 ERRORS = {error.exit_code: error for error in (InputError, StageError, MissingError)}
 # The same hash order and single-threaded tokenizers in every run: an interrupted run must end byte for byte alike.
 ENVIRONMENT = {
@@ -161,7 +165,9 @@ def main() -> None:
         except EdgeDistillError as e:
             report.send("error", exit_code=e.exit_code, message=str(e))
         except Exception as e:  # the edge of the process: whatever a library raises becomes one sentence and a log
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+                traceback.print_exc()
+                sys.stderr.flush()
             message = _cause(order["stage"], e)
             folder = Path(order["run"]) / FOLDERS[order["stage"]]
             with contextlib.suppress(OSError):
@@ -191,7 +197,7 @@ def _cause(stage: str, error: Exception) -> str:
     """One sentence; libraries in other languages tell a full disk or memory only by their words."""
     if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
         return f"{stage} failed: memory ran out; free memory or lower batch_size, and run again"
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+    if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
         written = getattr(error, "filename2", None) or getattr(error, "filename", None)
         where = f", writing {written}" if written else ""
         return f"{stage} failed: the disk is full{where}; free space and run again, earlier stages stand"

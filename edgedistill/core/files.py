@@ -175,6 +175,14 @@ def inside(folder: Path, relative: str) -> Path:
     return joined
 
 
+def remove(path: Path) -> None:
+    """Remove whatever stands at `path`, a folder with all that is in it; nothing if nothing does."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def clear_temporaries(folder: Path) -> None:
     """Remove what killed writers left behind (`.NAME.*.tmp`), at any depth."""
     for left in folder.rglob(".*.tmp"):

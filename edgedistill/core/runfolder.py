@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, Literal, Protocol
 from edgedistill.core.artifact import Manifest, content_digest, damaged_file, list_files
 from edgedistill.core.config import validate
 from edgedistill.core.errors import EdgeDistillError, InputError
-from edgedistill.core.files import clear_temporaries, digest_of, read_json, write_json
+from edgedistill.core.files import clear_temporaries, digest_of, read_json, remove, write_json
 from edgedistill.core.host import environment, now
 from edgedistill.core.recipe import Recipe
 
@@ -143,12 +142,12 @@ def run_stage(
     folder = context.folder
     key = stage_key(stage=context.stage, version=version, parameters=parameters, inputs=inputs)
     resumes = _started_key(folder) == key and _is_short(folder, further)
-    if folder.exists() and not resumes:
-        shutil.rmtree(folder)
+    if not resumes:
+        remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
     clear_temporaries(folder)
-    (folder / "failed.json").unlink(missing_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
+    remove(folder / "failed.json")
+    remove(folder / "manifest.json")
     if not resumes:
         write_json(folder / "started.json", {"key": key, "started": now()})
     began = time.monotonic()
