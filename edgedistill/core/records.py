@@ -1,4 +1,4 @@
-"""Prompt, TeacherRecord, Rejected, EvalItem, Quality: the rows that stages hand each other."""
+"""Prompt, TeacherRecord, Rejected, LeftOut, EvalItem, Quality: the rows that stages hand each other."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ class Message(Noun):
 
 
 class Prompt(Noun):
-    """One request; `answer` is the right one where gold exists. `kind` is a free tag (template family, source)."""
+    """One request; `answer` is the right one where gold exists. `kind` is a free tag (template family, source).
+
+    `tools` are the functions that may be called: objects of `name`, `description` and `parameters` (a JSON Schema).
+    """
 
     schema_version: Literal[1] = 1
     id: str
     messages: tuple[Message, ...]
     answer: str | None = None
     kind: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 class TeacherRecord(Noun):
@@ -50,6 +54,17 @@ class Rejected(Noun):
     answer: str
     reason: str
     detail: str = ""
+
+
+class LeftOut(Noun):
+    """A row of the user's data that was not kept: its split, where it stands, and why."""
+
+    schema_version: Literal[1] = 1
+    split: str
+    place: str
+    reason: str
+    detail: str = ""
+    text: str = ""
 
 
 class EvalItem(Noun):
