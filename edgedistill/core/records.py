@@ -68,7 +68,7 @@ class LeftOut(Noun):
 
 
 class EvalItem(Noun):
-    """One model's greedy answer to one held-out item.
+    """One model's greedy answer to one held-out item; a task of a kind gives it a score in [0, 1].
 
     On the items whose logits are scored: the summed negative log-likelihood of the right answer's `answer_tokens`, and
     mean KL divergence and top-1 agreement with the reference where that answer is predicted (its end included).
@@ -81,6 +81,7 @@ class EvalItem(Noun):
     output_ids: tuple[int, ...]
     finish: Literal["stop", "length"]
     correct: bool
+    answer_score_ratio: float | None = None
     kind: str = ""
     answer_tokens: int = 0
     answer_nll_nats: float | None = None
@@ -98,6 +99,7 @@ class Quality(Noun):
     exact_match_low: float
     exact_match_high: float
     mean_output_tokens: float
+    answer_score_ratio: float | None = None
     bits_per_byte: float | None = None
     reference: str | None = None
     kld_nats: float | None = None

@@ -176,6 +176,8 @@ def _score_model(
         score_answers(session.logits, questions.items, reference=reference),
         decode=lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False),
         as_json=task.answer == "json",
+        kind=task.kind,
+        labels=task.all_labels(),
     )
     per_byte = bits_per_byte(
         session.logits,
@@ -200,6 +202,8 @@ def _summarize(context: StageContext, models: Sequence[Model]) -> None:
             reference=model.reference,
             teacher=None if model.name == "teacher" else rows["teacher"],
             confidence=CONFIDENCE,
+            kind=context.recipe.task.kind,
+            labels=context.recipe.task.all_labels(),
         )
         summary[model.name] = found.model_dump(mode="json")
         context.figures[model.name] = {
