@@ -147,7 +147,7 @@ STAGES: dict[str, Stage] = {
         Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
         Stage(
             "synth",
-            2,
+            3,
             "edgedistill.synth.stage:run_synth",
             _synth,
             ("data/gold.jsonl", "data/prompts.jsonl", "teacher"),

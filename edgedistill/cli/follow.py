@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill import plan
-from edgedistill.cli import show
+from edgedistill.cli import entries, show
 from edgedistill.cli.progress import reporter
 from edgedistill.core.artifact import Manifest
 from edgedistill.core.budget import Verdict
@@ -55,6 +55,14 @@ def follow(
         print(f"results: {run.folder / FOLDERS[until]}")
         return EXIT_OK
     return _conclude(run)
+
+
+def sample_of(reference: str, overrides: tuple[str, ...], *, runs_dir: Path, count: int) -> list[dict[str, Any]]:
+    """`count` of the teacher's answers, made first if they are not there."""
+    run = plan.resolve(reference, overrides, runs_dir=runs_dir)
+    with reporter() as report:
+        plan.execute(run, report, until="synth")
+    return entries.sample_records(run.folder / FOLDERS["synth"], count)
 
 
 def report_files(reference: str, overrides: tuple[str, ...], *, runs_dir: Path) -> dict[str, str]:

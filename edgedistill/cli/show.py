@@ -13,6 +13,7 @@ MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "error"
 
 CHANGES = ("bytes_change_pct", "retention_pct", "latency_change_pct", "throughput_ratio", "memory_change_pct")
 COMPARED = ("model", "target", "parameters", "bytes", "exact match", "response", "requests/h", "peak memory")
+RULE = "─" * 40
 ANCHORS = ("anchor", "quant", "engine", "read/token", "decode/s", "prefill/s", "provenance", "date", "source")
 
 
@@ -51,6 +52,14 @@ def steps_table(steps: Sequence[Step]) -> str:
         (s.stage, s.state, duration(s.seconds) if s.seconds is not None else "", _why(s.state, s.why)) for s in steps
     ]
     return table(("stage", "state", "took", "why"), rows)
+
+
+def sample_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Records as dialogues, with a line between them."""
+    return f"\n{RULE}\n".join(
+        "\n".join([*(f"{m['role']}: {m['content']}" for m in row["messages"]), f"teacher: {row['answer']}"])
+        for row in rows
+    )
 
 
 def step_line(step: Step, *, figures: dict[str, Any]) -> str:

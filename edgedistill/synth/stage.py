@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from edgedistill.core.config import validate
 from edgedistill.core.corpus import SPLITS
 from edgedistill.core.errors import InputError, StageError
-from edgedistill.core.files import read_jsonl, write_json, write_jsonl
+from edgedistill.core.files import read_jsonl, write_json, write_jsonl, write_text
 from edgedistill.core.host import usable_cores
 from edgedistill.core.recipe import Recipe
-from edgedistill.core.records import LeftOut, Message, Prompt
+from edgedistill.core.records import LeftOut, Message, Prompt, Rejected
 from edgedistill.core.runfolder import StageContext, read_manifest
 from edgedistill.core.task import Task
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgedistill.synth.rows import Row
 
 
+CARD = "data.html"
 FOUND = ("contamination", "near-duplicate", "personal")  # what a row can be kept in spite of
 
 
@@ -33,6 +34,7 @@ def run_data(context: StageContext) -> None:
         InputError: a file or a gold answer is not what is expected, or nothing is there to label.
         MissingError: a file needs the package `datasets` or the network.
     """
+    from edgedistill.synth.card import prompts_card
     from edgedistill.synth.checks import check_rows
 
     data = context.recipe.data
@@ -64,6 +66,13 @@ def run_data(context: StageContext) -> None:
         context.report.note(f"found and kept, as data.checks says: {', '.join(kept)}; see checks.json")
     write_jsonl(context.folder / "left-out.jsonl", [row.model_dump(mode="json") for row in checked.left_out])
     write_json(context.folder / "checks.json", checked.report)
+    card = prompts_card(
+        name=context.recipe.name,
+        report=checked.report,
+        prompts={split: [row.prompt for row in checked.rows[split]] for split in SPLITS},
+        left_out=checked.left_out,
+    )
+    write_text(context.folder / CARD, card)
 
 
 def run_synth(context: StageContext) -> None:
@@ -139,6 +148,23 @@ def run_synth(context: StageContext) -> None:
     )
     reasons = ", ".join(f"{n} {reason}" for reason, n in counts.rejected.items()) or "none rejected"
     context.report.note(f"{counts.kept} of {counts.asked} answers kept ({reasons})")
+    _write_answers_card(context)
+
+
+def _write_answers_card(context: StageContext) -> None:
+    from edgedistill.synth.card import answers_card
+    from edgedistill.synth.label import read_records
+
+    path = context.folder / "rejected.jsonl"
+    rejected = enumerate(read_jsonl(path) if path.is_file() else [], start=1)
+    card = answers_card(
+        name=context.recipe.name,
+        figures=context.figures,
+        records=(record for _, shard in read_records(context.folder) for record in shard),
+        rejected=[validate(Rejected, row, source=f"{path} line {number}") for number, row in rejected],
+        prompts=_prompts(context),
+    )
+    write_text(context.folder / CARD, card)
 
 
 def _generated(recipe: Recipe) -> tuple[dict[str, list[Row]], list[LeftOut]]:

@@ -53,7 +53,7 @@ def test_the_generator_writes_four_splits_the_same_for_the_same_seed(tmp_path: P
         assert made.figures == {"gold": 40, "valid": 20, "heldout": 20, "prompts": 60}
     files = sorted(p.name for p in (tmp_path / "one" / "00-data").iterdir())
     splits = ["gold.jsonl", "heldout.jsonl", "prompts.jsonl", "valid.jsonl"]
-    assert files == ["checks.json", *splits[:2], "left-out.jsonl", *splits[2:]]
+    assert files == ["checks.json", "data.html", *splits[:2], "left-out.jsonl", *splits[2:]]
     for name in files:
         assert (tmp_path / "one/00-data" / name).read_bytes() == (tmp_path / "two/00-data" / name).read_bytes()
     rows = read_jsonl(tmp_path / "one/00-data/gold.jsonl")

@@ -71,6 +71,7 @@ def test_records_hold_what_the_teacher_said_and_join_their_distributions(run: Pa
     assert figures["asked"] == 24 == figures["kept"] + sum(figures["rejected"].values())
     assert figures["kept"] > 0 and figures["rejected"]["truncated"] > 0
     folder = run / FOLDERS["synth"]
+    assert f"{figures['kept']} of 24 answers kept" in (folder / "data.html").read_text()
     assert sorted(p.name for p in folder.glob("records-*")) == [f"records-0000{i}.jsonl" for i in range(3)]
     cache = open_cache(sorted(folder.glob("logits-*")))
     for _, records in read_records(folder):
