@@ -95,6 +95,12 @@ class Data(Noun):
         return self
 
     @model_validator(mode="after")
+    def _a_generator_has_no_columns(self) -> Data:
+        if self.generator and (self.form != "auto" or self.columns or self.group):
+            raise ValueError(f"form, columns and group are those of files, found generator = {self.generator!r}")
+        return self
+
+    @model_validator(mode="after")
     def _split_has_a_whole(self) -> Data:
         if self.split is None:
             return self

@@ -56,6 +56,8 @@ class Task(Noun):
             raise ValueError('labels expect kind = "classification" or "nli"')
         if self.tools and self.kind != "function-call":
             raise ValueError('tools expect kind = "function-call"')
+        if unnamed := [tool for tool in self.tools if not isinstance(tool.get("name"), str)]:
+            raise ValueError(f"tools: expected a name of each, found {unnamed[0]}")
         if self.answer_words and not 0 <= self.answer_words[0] <= self.answer_words[1]:
             raise ValueError(f"answer_words: expected least <= most, found {list(self.answer_words)}")
         try:

@@ -6,6 +6,8 @@ import functools
 import re
 from typing import Any
 
+from edgedistill.core.errors import InputError
+
 CONFIDENCE = 0.9  # of the language model before an answer is called foreign; short texts do not reach it
 BEGINNING = 240  # characters in which a refusal shows itself
 
@@ -25,7 +27,13 @@ def is_refusal(text: str) -> bool:
 
 
 def foreign_language(text: str, expected: str) -> str | None:
-    """The language (ISO 639) that `text` is clearly in, None if it is `expected` or too short to tell."""
+    """The language (ISO 639) that `text` is clearly in, None if it is `expected` or too short to tell.
+
+    Raises:
+        InputError: `expected` is no language that can be told from others.
+    """
+    if expected not in _identifier().labels:
+        raise InputError(f"task.language: expected a language that can be told from others, found {expected!r}")
     language, confidence = _identifier().classify(text)
     return language if language not in (expected, "zxx") and confidence >= CONFIDENCE else None
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 import pytest
 
 from edgedistill.core.config import validate
+from edgedistill.core.corpus import Data
 from edgedistill.core.errors import InputError
 from edgedistill.core.kinds import KINDS, answer_words, call_of, extract, request_text, same_answer, system_text
 from edgedistill.core.task import Task
@@ -89,6 +90,7 @@ def test_words_of_requests() -> None:
         ({"kind": "chat"}, "kind: found 'chat'; did you mean"),
         ({"labels": ["a"]}, 'labels expect kind = "classification" or "nli"'),
         ({"tools": [{"name": "f"}]}, 'tools expect kind = "function-call"'),
+        ({"tools": [{"title": "f"}], "kind": "function-call", "answer": "json"}, "tools: expected a name of each"),
         ({"answer_pattern": "("}, "answer_pattern = '(' is no regular expression"),
         ({"answer_words": [5, 2]}, "answer_words: expected least <= most, found [5, 2]"),
         ({"language": "english"}, "language"),
@@ -104,3 +106,21 @@ def test_a_recipe_s_own_system_message_stands_before_the_kind_s() -> None:
     assert "entailment, neutral, contradiction" in (Task(kind="nli").all_system() or "")
     assert Task(kind="nli", system="own").all_system() == "own"
     assert Task().all_system() is None and Task(kind="conversation").all_system() is None
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"generator": "home-commands", "group": "x"}, "form, columns and group are those of files"),
+        ({"gold": "g.jsonl", "split": {"valid": 0.5, "heldout": 0.5}}, "expected valid + heldout below 1"),
+        ({"prompts": "p.jsonl", "split": {"valid": 0.5}}, "[data.split] expects data.gold to name files"),
+        ({"gold": "g", "valid": "v", "split": {"valid": 0.1}}, "expected either data.valid or data.split.valid"),
+        ({"prompts": "p", "balance": {"by": "kind", "target": {"a": 0}}}, "or a table of shares above 0"),
+        ({"prompts": ["a", 3]}, "prompts"),
+        ({"prompts": 3}, "prompts = 3: expected a JSONL path, because no generator is named"),
+    ],
+)
+def test_data_that_contradicts_itself_is_refused(data: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        validate(Data, data, source="recipe")
+    assert message in str(caught.value)

@@ -156,3 +156,8 @@ def test_a_function_with_a_wrong_schema_is_refused() -> None:
     tools = ({"name": "f", "parameters": {"type": "nothing"}},)
     with pytest.raises(InputError, match="a function's parameters is no valid JSON Schema at type"):
         text_verdict('{"name":"f","arguments":{}}', as_json=True, kind="function-call", tools=tools)
+
+
+def test_a_language_that_nobody_can_tell_is_refused() -> None:
+    with pytest.raises(InputError, match=r"task.language: expected a language that can be told .*, found 'xx'"):
+        text_verdict("The capital of France is Paris.", language="xx")
