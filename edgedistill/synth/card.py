@@ -10,11 +10,14 @@ from typing import Any, TypeVar
 
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, shortened
-from edgedistill.core.files import read_jsonl
+from edgedistill.core.files import read_jsonl, write_text
 from edgedistill.core.page import page_environment
 from edgedistill.core.records import LeftOut, Message, Prompt, Rejected, TeacherRecord
+from edgedistill.synth.checks import Checked
 from edgedistill.synth.diversity import quantiles
+from edgedistill.synth.label import read_records
 
+CARD = "data.html"
 SHOWN = 8  # examples of each kind
 MOST_KINDS = 50
 LONGEST = 1200  # characters of an example's turn
@@ -43,6 +46,30 @@ class Section:
     source: str = field(default="", kw_only=True)
 
 
+def write_prompts_card(folder: Path, *, name: str, checked: Checked) -> None:
+    """Write the card of the stage data."""
+    kept = {split: [row.prompt for row in rows] for split, rows in checked.rows.items()}
+    write_text(folder / CARD, prompts_card(name=name, report=checked.report, prompts=kept, left_out=checked.left_out))
+
+
+def write_answers_card(folder: Path, *, name: str, figures: Mapping[str, Any], prompts: Iterable[Prompt]) -> None:
+    """Write the card of the stage synth from the records and rejects in its `folder`.
+
+    Raises:
+        InputError: a record or a reject is damaged.
+    """
+    path = folder / "rejected.jsonl"
+    rejected = enumerate(read_jsonl(path) if path.is_file() else [], start=1)
+    card = answers_card(
+        name=name,
+        figures=figures,
+        records=(record for _, shard in read_records(folder) for record in shard),
+        rejected=[validate(Rejected, row, source=f"{path} line {number}") for number, row in rejected],
+        prompts=prompts,
+    )
+    write_text(folder / CARD, card)
+
+
 def prompts_card(
     *,
     name: str,
@@ -59,7 +86,8 @@ def prompts_card(
     described = report["splits"]
     sections = [
         Section(
-            "Rows", "Each row is kept or left out for the first reason that applies.",
+            "Rows", "Each row is kept or left out for the first reason that applies. "
+            f"{report['duplicate']['of_evaluation']:,} exact repeats are of the evaluation set.",
             [Table("", ("split", "read", "kept", *_reasons(rows)), [
                 (split, count["read"], count["kept"], *(count["left_out"].get(r, 0) for r in _reasons(rows)))
                 for split, count in rows.items()

@@ -23,6 +23,7 @@ from edgedistill.synth.textforms import asked_text, folded
 EVALUATION = ("heldout", "valid")
 TRAINING = ("gold", "prompts")
 ORDER = (*EVALUATION, *TRAINING)  # what stands in an earlier one is left out of the later ones
+LOOKED_FOR = ("contamination", "near-duplicate", "personal")
 EXAMPLES = 20
 NO_CLASS = "–"
 CLASSES = 50  # told of a split; the rest is summed
@@ -70,7 +71,8 @@ def check_rows(
     """
     checked = Checked({split: list(rows.get(split, ())) for split in ORDER}, left_out=list(empty))
     read = {split: len(held) + sum(row.split == split for row in empty) for split, held in checked.rows.items()}
-    checked.drop(_repeated(checked.rows), reason="duplicate")
+    repeated, checked.report["duplicate"] = _repeated(checked.rows)
+    checked.drop(repeated, reason="duplicate")
     for name, action, look in (
         ("contamination", contamination, _contaminated),
         ("near-duplicate", near, lambda held: _near(held, similarity=similarity)),
@@ -100,6 +102,20 @@ def check_rows(
     return checked
 
 
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """What of a report is worth a line while the stage runs: rows left out of a split, and rows kept in spite of."""
+    said = []
+    for split, count in report["rows"].items():
+        if reasons := count["left_out"]:
+            each = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
+            said.append(f"{split}: left out {sum(reasons.values())} of {count['read']} rows ({each})")
+    told = [(name, report[name]) for name in LOOKED_FOR if name in report]
+    kept = [f"{found['found']} {name}" for name, found in told if found["found"] and found["action"] == "report"]
+    if kept:
+        said.append(f"found and kept, as data.checks says: {', '.join(kept)}; see checks.json")
+    return said
+
+
 def class_of(row: Row, by: str) -> str | None:
     """The class of a row as the balance sees it, None where it has none."""
     if by == "length":
@@ -107,16 +123,19 @@ def class_of(row: Row, by: str) -> str | None:
     return {"answer": row.prompt.answer, "kind": row.prompt.kind, "source": row.source}[by] or None
 
 
-def _repeated(rows: Rows) -> dict[tuple[str, int], str]:
+def _repeated(rows: Rows) -> tuple[dict[tuple[str, int], str], dict[str, Any]]:
     wrong: dict[tuple[str, int], str] = {}
     first: dict[str, tuple[str, str]] = {}
+    leaks = 0
     for split in ORDER:
         for i, row in enumerate(rows[split]):
             if row.prompt.id in first:
-                wrong[split, i] = "the same request as {}: {}".format(*first[row.prompt.id])
+                of, place = first[row.prompt.id]
+                wrong[split, i] = f"the same request as {of}: {place}"
+                leaks += of in EVALUATION and split in TRAINING
             else:
                 first[row.prompt.id] = (split, row.place)
-    return wrong
+    return wrong, {"found": len(wrong), "of_evaluation": leaks}
 
 
 def _contaminated(rows: Rows) -> tuple[dict[tuple[str, int], str], dict[str, Any]]:

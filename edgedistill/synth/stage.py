@@ -11,20 +11,16 @@ from typing import TYPE_CHECKING
 from edgedistill.core.config import validate
 from edgedistill.core.corpus import SPLITS
 from edgedistill.core.errors import InputError, StageError
-from edgedistill.core.files import read_jsonl, write_json, write_jsonl, write_text
+from edgedistill.core.files import read_jsonl, write_json, write_jsonl
 from edgedistill.core.host import usable_cores
 from edgedistill.core.recipe import Recipe
-from edgedistill.core.records import LeftOut, Message, Prompt, Rejected
+from edgedistill.core.records import LeftOut, Message, Prompt
 from edgedistill.core.runfolder import StageContext, read_manifest
 from edgedistill.core.task import Task
 
 if TYPE_CHECKING:
     from edgedistill.synth.label import Judge
     from edgedistill.synth.rows import Row
-
-
-CARD = "data.html"
-FOUND = ("contamination", "near-duplicate", "personal")  # what a row can be kept in spite of
 
 
 def run_data(context: StageContext) -> None:
@@ -34,8 +30,8 @@ def run_data(context: StageContext) -> None:
         InputError: a file or a gold answer is not what is expected, or nothing is there to label.
         MissingError: a file needs the package `datasets` or the network.
     """
-    from edgedistill.synth.card import prompts_card
-    from edgedistill.synth.checks import check_rows
+    from edgedistill.synth.card import write_prompts_card
+    from edgedistill.synth.checks import check_rows, notes
 
     data = context.recipe.data
     rows, empty = _generated(context.recipe) if data.generator else _from_files(context.recipe)
@@ -53,26 +49,14 @@ def run_data(context: StageContext) -> None:
         balance_by=data.balance.by if data.balance else None,
         balance_target=target if isinstance(target, dict) else None,
     )
+    for note in notes(checked.report):
+        context.report.note(note)
     for split in SPLITS:
         kept = [row.prompt.model_dump(mode="json") for row in checked.rows[split]]
-        write_jsonl(context.folder / f"{split}.jsonl", kept)
-        context.figures[split] = len(kept)
-        count = checked.report["rows"][split]
-        if reasons := count["left_out"]:
-            said = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
-            context.report.note(f"{split}: left out {sum(reasons.values())} of {count['read']} rows ({said})")
-    told = [(name, checked.report[name]) for name in FOUND if name in checked.report]
-    if kept := [f"{found['found']} {name}" for name, found in told if found["found"] and found["action"] == "report"]:
-        context.report.note(f"found and kept, as data.checks says: {', '.join(kept)}; see checks.json")
+        context.figures[split] = write_jsonl(context.folder / f"{split}.jsonl", kept)
     write_jsonl(context.folder / "left-out.jsonl", [row.model_dump(mode="json") for row in checked.left_out])
     write_json(context.folder / "checks.json", checked.report)
-    card = prompts_card(
-        name=context.recipe.name,
-        report=checked.report,
-        prompts={split: [row.prompt for row in checked.rows[split]] for split in SPLITS},
-        left_out=checked.left_out,
-    )
-    write_text(context.folder / CARD, card)
+    write_prompts_card(context.folder, name=context.recipe.name, checked=checked)
 
 
 def run_synth(context: StageContext) -> None:
@@ -86,6 +70,7 @@ def run_synth(context: StageContext) -> None:
     from edgedistill.runtimes.base import open_session
     from edgedistill.runtimes.logit_cache import CacheIdentity
     from edgedistill.runtimes.precision import session_dtype
+    from edgedistill.synth.card import write_answers_card
     from edgedistill.synth.label import Request, label, request_id
 
     recipe = context.recipe
@@ -148,23 +133,7 @@ def run_synth(context: StageContext) -> None:
     )
     reasons = ", ".join(f"{n} {reason}" for reason, n in counts.rejected.items()) or "none rejected"
     context.report.note(f"{counts.kept} of {counts.asked} answers kept ({reasons})")
-    _write_answers_card(context)
-
-
-def _write_answers_card(context: StageContext) -> None:
-    from edgedistill.synth.card import answers_card
-    from edgedistill.synth.label import read_records
-
-    path = context.folder / "rejected.jsonl"
-    rejected = enumerate(read_jsonl(path) if path.is_file() else [], start=1)
-    card = answers_card(
-        name=context.recipe.name,
-        figures=context.figures,
-        records=(record for _, shard in read_records(context.folder) for record in shard),
-        rejected=[validate(Rejected, row, source=f"{path} line {number}") for number, row in rejected],
-        prompts=_prompts(context),
-    )
-    write_text(context.folder / CARD, card)
+    write_answers_card(context.folder, name=context.recipe.name, figures=context.figures, prompts=_prompts(context))
 
 
 def _generated(recipe: Recipe) -> tuple[dict[str, list[Row]], list[LeftOut]]:

@@ -120,6 +120,7 @@ def test_what_is_found_is_told_or_dropped_and_the_counts_add_up(tmp_path: Path) 
     details = {row["reason"]: row["detail"] for row in told}
     assert "h.jsonl line 1) has its words 'word0 word1" in details["contamination"]
     assert details["near-duplicate"].endswith("p.jsonl line 2") and details["personal"] == "email a.*@*******.***"
+    assert report["duplicate"] == {"found": 1, "of_evaluation": 1}
     assert report["balance"]["before"] == {"mail": 3, "rare": 1, "–": 1}
     assert report["balance"]["after"] == {"mail": 1, "rare": 1, "–": 1}
 
