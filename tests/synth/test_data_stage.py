@@ -165,3 +165,35 @@ def test_nothing_to_label_and_an_absent_file_are_said(tmp_path: Path) -> None:
         stage.run_data(context(tmp_path, {}))
     with pytest.raises(InputError, match=r"expected a file of prompts at .*no.jsonl, found nothing there"):
         stage.run_data(context(tmp_path, {"gold": str(tmp_path / "no.jsonl")}))
+
+
+def test_leaks_in_a_real_data_set_are_real(shared_data: Path, tmp_path: Path) -> None:
+    """Snips overlaps itself: what is called a repeat or a leak is one, by a comparison that shares no code."""
+    splits = {"gold": ("train", 14000), "heldout": ("test", 700)}
+    files, texts = {}, {}
+    for split, (name, most) in splits.items():
+        rows = [
+            json.loads(line) for line in (shared_data / "snips" / f"{name}.jsonl").read_text().splitlines()[:most:3]
+        ]
+        files[split] = lines(tmp_path / f"{split}.jsonl", *rows)
+        texts[split] = [row["text"] for row in rows]
+    checks = {"near_duplicates": "drop", "contamination": "drop"}
+    task = {"kind": "classification"}
+    made = context(tmp_path, files | {"columns": {"label": "intent"}, "checks": checks}, task=task)
+    stage.run_data(made)
+    report = read_json(tmp_path / "00-data/checks.json")
+    everything = [*texts["heldout"], *texts["gold"]]
+    assert report["duplicate"]["found"] == len(everything) - len(set(everything))
+
+    def plain(text: str) -> str:
+        return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+    tests = " | ".join(f" {plain(text)} " for text in texts["heldout"])
+    left_out = read_jsonl(tmp_path / "00-data/left-out.jsonl")
+    leaks = [row for row in left_out if row["reason"] == "contamination"]
+    assert len(leaks) == report["contamination"]["found"] >= 5
+    for row in leaks:
+        words = row["detail"].partition("has its words ")[2].strip("'\"")
+        assert f" {words} " in tests and f" {words} " in f" {plain(row['text'])} " and len(words.split()) >= 8
+    near = [row for row in left_out if row["reason"] == "near-duplicate"]
+    assert len(near) >= 10 and all(float(row["detail"].partition(" ")[0]) >= 0.8 for row in near)
