@@ -16,6 +16,7 @@ from edgedistill.core.records import LeftOut, Message, Prompt, Rejected, Teacher
 from edgedistill.synth.checks import Checked
 from edgedistill.synth.diversity import quantiles
 from edgedistill.synth.label import read_records
+from edgedistill.synth.personal import masked
 
 CARD = "data.html"
 SHOWN = 8  # examples of each kind
@@ -250,6 +251,7 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
 
 
 def _cut(text: str) -> str:
+    text = masked(text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
@@ -258,7 +260,7 @@ def _cell(value: Cell) -> str:
         return DASH
     if isinstance(value, float):
         return f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else shortened(value, most=400)
+    return f"{value:,}" if isinstance(value, int) else shortened(masked(value), most=400)
 
 
 def _page(title: str, summary: str, sections: Sequence[Section]) -> str:

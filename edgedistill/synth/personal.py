@@ -30,6 +30,14 @@ def personal_data(text: str) -> list[tuple[str, str]]:
     return found
 
 
+def masked(text: str) -> str:
+    """`text` with each of its patterns masked but for two characters, fit to be shown."""
+    for name, (pattern, check) in PATTERNS.items():
+        if _DIGITS.search(text) if name != "email" else "@" in text:
+            text = pattern.sub(lambda match, check=check: _masked(match[0]) if check(match[0]) else match[0], text)
+    return text
+
+
 def _masked(text: str) -> str:
     return text[:2] + re.sub(r"\w", "*", text[2:])
 

@@ -73,7 +73,7 @@ def test_the_prompts_card_says_what_the_checks_found() -> None:
     left_out = [str(count["left_out"].get(reason, 0)) for reason in header[3:]]
     assert ["prompts", "34", str(count["kept"]), *left_out] in page.rows and count["left_out"]["duplicate"] == 1
     assert any(row[0] == "p.jsonl line 2" and "heldout: h.jsonl line 1" in row[1] for row in page.rows)
-    assert ["p.jsonl line 3", "email a@*.*******.***"] in page.rows
+    assert ["p.jsonl line 3", "email a@*.*******.***"] in page.rows and "a@b.example.org" not in html
     assert any(row[:1] == ["k0"] and len(row) == 3 for row in page.rows)
     said = "".join(page.text)
     assert "1 row found, left out." in said and "1 row found, kept." in said and "my run: the prompts" in said

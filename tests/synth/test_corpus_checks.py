@@ -14,7 +14,7 @@ from edgedistill.synth.balance import balanced, length_class
 from edgedistill.synth.contamination import contaminated, gram_size
 from edgedistill.synth.diversity import diversity, evenness, quantiles
 from edgedistill.synth.duplicates import bands_for, near_duplicates
-from edgedistill.synth.personal import personal_data
+from edgedistill.synth.personal import masked, personal_data
 from edgedistill.synth.textforms import folded, ngrams, shingles
 
 WORDS = [f"{a}{b}{c}" for a in ("ka", "lo", "mi", "tu", "re") for b in "bdgkmnprstv" for c in ("an", "el", "ir", "os")]
@@ -123,6 +123,7 @@ def test_short_evaluation_texts_count_only_as_wholes_and_boilerplate_not_at_all(
 )
 def test_personal_data_is_found_by_pattern_and_check_sum(text: str, found: list[tuple[str, str]]) -> None:
     assert personal_data(text) == found
+    assert all(stars in masked(text) for _, stars in found) and (found or masked(text) == text)
 
 
 def test_balance_keeps_the_most_rows_that_the_shares_allow() -> None:
