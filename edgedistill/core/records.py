@@ -17,13 +17,15 @@ class Message(Noun):
 class Prompt(Noun):
     """One request; `answer` is the right one where gold exists. `kind` is a free tag (template family, source).
 
-    `tools` are the functions that may be called: objects of `name`, `description` and `parameters` (a JSON Schema).
+    `other_answers` are right as well. `tools` are the functions that may be called: objects of `name`, `description`
+    and `parameters` (a JSON Schema).
     """
 
     schema_version: Literal[1] = 1
     id: str
     messages: tuple[Message, ...]
     answer: str | None = None
+    other_answers: tuple[str, ...] = ()
     kind: str = ""
     tools: tuple[dict[str, Any], ...] = ()
 
@@ -77,6 +79,7 @@ class EvalItem(Noun):
     schema_version: Literal[1] = 1
     id: str
     answer: str
+    other_answers: tuple[str, ...] = ()
     output: str
     output_ids: tuple[int, ...]
     finish: Literal["stop", "length"]

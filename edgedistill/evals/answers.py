@@ -9,17 +9,25 @@ from edgedistill.core.kinds import same_answer, strict_json
 
 
 def is_correct(
-    output: str, answer: str, *, as_json: bool, finish: str, kind: str | None = None, labels: Sequence[str] = ()
+    output: str,
+    answer: str,
+    *,
+    as_json: bool,
+    finish: str,
+    kind: str | None = None,
+    labels: Sequence[str] = (),
+    others: Sequence[str] = (),
 ) -> bool:
     """Exact match of a greedy answer: it ended by itself and says what `answer` says.
 
     The task's kind says when two answers are the same. Without one JSON answers are compared as values: spaces and the
-    order of names do not count, `1` and `1.0` differ; text answers are compared letter for letter.
+    order of names do not count, `1` and `1.0` differ; text answers are compared letter for letter. With a kind any of
+    `others` is right too.
     """
     if finish != "stop":
         return False
     if kind is not None:
-        return same_answer(output, answer, kind=kind, labels=labels)
+        return any(same_answer(output, right, kind=kind, labels=labels) for right in (answer, *others))
     if not as_json:
         return output == answer
     try:

@@ -31,6 +31,7 @@ class Item:
     answer_ids: tuple[int, ...]
     kind: str
     scored: bool
+    other_answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,18 @@ def eval_rows(
     """One row per item, with a score where the task has a kind; the end id is of the output's ids, not of its text."""
     outputs = [decode(answer.ids[:-1] if answer.finish == "stop" else answer.ids) for answer in answers]
     right = [
-        is_correct(output, item.answer, as_json=as_json, finish=answer.finish, kind=kind, labels=labels)
+        is_correct(
+            output,
+            item.answer,
+            as_json=as_json,
+            finish=answer.finish,
+            kind=kind,
+            labels=labels,
+            others=item.other_answers,
+        )
         for item, answer, output in zip(items, answers, outputs, strict=True)
     ]
-    pairs = [(output, item.answer) for item, output in zip(items, outputs, strict=True)]
+    pairs = [(output, (item.answer, *item.other_answers)) for item, output in zip(items, outputs, strict=True)]
     scores = item_scores(pairs, kind=kind, correct=right) if kind else [None] * len(right)
     rows = []
     for item, answer, output, correct, score in zip(items, answers, outputs, right, scores, strict=True):
@@ -117,6 +126,7 @@ def eval_rows(
             EvalItem(
                 id=item.id,
                 answer=item.answer,
+                other_answers=item.other_answers,
                 output=output,
                 output_ids=tuple(answer.ids),
                 finish=answer.finish,
@@ -166,7 +176,8 @@ def quality(
         extra["retention"] = {"estimate": kept.estimate, "low": kept.low, "high": kept.high}
     scores = [row.answer_score_ratio for row in rows if row.answer_score_ratio is not None]
     if kind:
-        extra["kind"] = kind_figures([(row.output, row.answer) for row in rows], kind=kind, labels=labels)
+        pairs = [(row.output, (row.answer, *row.other_answers)) for row in rows]
+        extra["kind"] = kind_figures(pairs, kind=kind, labels=labels)
     return Quality(
         model=model,
         items=len(rows),

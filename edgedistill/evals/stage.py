@@ -110,6 +110,7 @@ def _questions(context: StageContext, family: Family, prompts: Sequence[Prompt],
             answer=prompt.answer or "",
             answer_ids=tuple(chat.encode(tokenizer, prompt.answer or "")),
             kind=prompt.kind,
+            other_answers=prompt.other_answers,
             scored=prompt.id in scored,
         )
         for prompt in prompts

@@ -70,7 +70,8 @@ def to_row(raw: Mapping[str, Any], place: str, *, source: str, rules: Rules) -> 
         messages.insert(0, Message(role="system", content=rules.system))
     tools = _tools(named.get("tools") or named.get("functions"), place) or rules.tools
     prompt = make_prompt(_with_tools(messages, tools), answer=answer, kind=_text(named, "kind", place) or "")
-    return Row(prompt.model_copy(update={"tools": tools}), place, source, _group(raw, place, rules.group))
+    further = {"tools": tools, "other_answers": _other_answers(named, rules.kind) if form == "fields" else ()}
+    return Row(prompt.model_copy(update=further), place, source, _group(raw, place, rules.group))
 
 
 def kind_of(value: Any) -> str:
@@ -225,17 +226,25 @@ def _answer(named: Mapping[str, Any], name: str, place: str, kind: str | None) -
     value = named.get(name)
     if kind is None or value is None or isinstance(value, str):
         return _text(named, name, place)
-    if isinstance(value, dict) and "text" in value:
-        value = value["text"]
-    if isinstance(value, list) and value and kind != "function-call":
-        value = value[0]
     if kind == "function-call":
         return _call_text(value, place)
+    value = (_several(value) or [value])[0]
     if isinstance(value, str):
         return value
     if isinstance(value, int | float):
         return json.dumps(value)
     raise InputError(f"{place}: expected `{name}` to be text, found {kind_of(value)}")
+
+
+def _other_answers(named: Mapping[str, Any], kind: str | None) -> tuple[str, ...]:
+    first, *others = _several(named.get(KINDS[kind].answer) if kind else None) or [None]
+    return tuple(dict.fromkeys(text for text in others if isinstance(text, str) and text.strip() and text != first))
+
+
+def _several(value: Any) -> list[Any]:
+    """Right answers that stand together, in a list or in SQuAD's object of lists; none for one that stands alone."""
+    value = value.get("text") if isinstance(value, dict) else value
+    return value if isinstance(value, list) else []
 
 
 def _text(named: Mapping[str, Any], name: str, place: str) -> str | None:

@@ -202,6 +202,7 @@ def _judge(task: Task) -> Judge:
         words=task.answer_words,
         language=task.language,
         refusals=task.refusals == "keep",
+        others=prompt.other_answers,
     )
 
 

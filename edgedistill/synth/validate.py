@@ -62,13 +62,15 @@ def check_answer(
     words: tuple[int, int] | None = None,
     language: str | None = None,
     refusals: bool = True,
+    others: Sequence[str] = (),
 ) -> Verdict:
     """None if the answer is kept, else the reason and detail of its reject.
 
     Reasons: `truncated` (the token limit came first), `empty`, `pattern`, `length` and `language`; for text `refusal`
     (unless `refusals`, or the right answer is one too); for JSON `not-json`, `schema` (also of the function called) and
     `not-said` (a text or number in a field of `copied` is neither among the field's allowed texts nor in the words of
-    `prompt`); `no-answer` (none of the task's kind can be read from it) and, where the right one is known, `wrong`.
+    `prompt`); `no-answer` (none of the task's kind can be read from it) and, where the right one is known, `wrong`
+    (`others` are right as well).
     """
     if finish == "length":
         return "truncated", "no end-of-generation token within the limit"
@@ -86,16 +88,17 @@ def check_answer(
         return "refusal", ""
     if language and (found := foreign_language(answer, language)):
         return "language", f"expected {language}, found {found}"
-    return _kind_fault(answer, expected, kind=kind, labels=labels) if kind else None
+    right = () if expected is None else (expected, *others)
+    return _kind_fault(answer, right, kind=kind, labels=labels) if kind else None
 
 
-def _kind_fault(answer: str, expected: str | None, *, kind: str, labels: Sequence[str]) -> Verdict:
+def _kind_fault(answer: str, right: Sequence[str], *, kind: str, labels: Sequence[str]) -> Verdict:
     found = extract(answer, kind=kind, labels=labels)
     if found is None:
         said = f"one of {', '.join(labels)}" if labels else f"an answer of a {kind} task"
         return "no-answer", f"expected {said}"
-    if expected is not None and not KINDS[kind].graded and found != extract(expected, kind=kind, labels=labels):
-        return "wrong", f"expected {shortened(expected)}"
+    if right and not KINDS[kind].graded and found not in [extract(text, kind=kind, labels=labels) for text in right]:
+        return "wrong", f"expected {shortened(' or '.join(right))}"
     return None
 
 

@@ -94,6 +94,8 @@ def test_alpaca_joins_instruction_and_input() -> None:
 def test_the_fields_of_a_kind_make_its_request(kind: str, row: dict[str, Any], asked: str, answer: str) -> None:
     prompt = read(row | {"extra": 1}, kind=kind)
     assert (prompt.messages[-1].content, prompt.answer) == (asked, answer)
+    several = isinstance(row.get("summary"), list) or isinstance(row.get("answer"), dict)
+    assert len(prompt.other_answers) == several
 
 
 def test_columns_rename_and_groups_are_read() -> None:

@@ -122,6 +122,8 @@ def text_verdict(answer: str, **rules: Any) -> tuple[str, str] | None:
         ("Neutral.", {"kind": "nli", "labels": NLI_LABELS, "expected": "neutral"}, None),
         ("It is 7.\nAnswer: 7", {"kind": "math", "expected": "4 + 3\nAnswer: 7.0"}, None),
         ("It is 8.\nAnswer: 8", {"kind": "math", "expected": "7"}, "wrong"),
+        ("b", {"kind": "question-answering", "expected": "a", "others": ("B.",)}, None),
+        ("c", {"kind": "question-answering", "expected": "a", "others": ("b",)}, "wrong"),
         ("Another summary", {"kind": "summarization", "expected": "A summary"}, None),
     ],
 )
