@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgedistill.synth.textforms import folded, ngrams
+from edgedistill.synth.textforms import folded, ngrams, word_hashes
 
 SHORTEST, LONGEST = 8, 13
 PERCENTILE = 5
@@ -41,15 +41,15 @@ def contaminated(texts: Sequence[str], evaluation: Sequence[str]) -> list[Overla
 
     Texts are compared without case and punctuation.
     """
-    held = [folded(text).split() for text in evaluation]
-    size = gram_size([len(words) for words in held])
-    vocabulary: dict[str, int] = {}
-    known, owner = _known(held, vocabulary, size=size)
-    short = {" ".join(words): item for item, words in reversed(list(enumerate(held))) if len(words) < size}
-    split = [folded(text).split() for text in texts]
-    hashes, offsets = _hashed(split, vocabulary, size=size)
-    found = {row: Overlap(row, short[said], said, 1.0) for row, words in enumerate(split)
-             if (said := " ".join(words)) in short}  # fmt: skip
+    held = [folded(text) for text in evaluation]
+    codes, lengths = word_hashes(held)
+    size = gram_size(lengths)
+    known, owner = _known(*ngrams(codes, lengths=lengths, size=size))
+    short = {text: item for item, text in reversed(list(enumerate(held))) if lengths[item] < size}
+    said = [folded(text) for text in texts]
+    codes, lengths = word_hashes(said)
+    hashes, offsets = ngrams(codes, lengths=lengths, size=size)
+    found = {row: Overlap(row, short[text], text, 1.0) for row, text in enumerate(said) if text in short}
     if not len(known) or not len(hashes):
         return list(found.values())
     place = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
@@ -59,28 +59,19 @@ def contaminated(texts: Sequence[str], evaluation: Sequence[str]) -> list[Overla
     rows, first, number = np.unique(row_of[hits], return_index=True, return_counts=True)
     for row, hit, many in zip(rows.tolist(), hits[first].tolist(), number.tolist(), strict=True):
         begin = hit - int(offsets[row])
-        words = " ".join(split[row][begin : begin + size])
+        words = " ".join(said[row].split()[begin : begin + size])
         found[row] = Overlap(row, int(owner[place[hit]]), words, many / int(offsets[row + 1] - offsets[row]))
     return [found[row] for row in sorted(found)]
 
 
-def _known(
-    held: Sequence[list[str]], vocabulary: dict[str, int], *, size: int
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def _known(hashes: NDArray[np.uint64], offsets: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """The evaluation's n-grams, sorted, without boilerplate; and the first text of each."""
-    hashes, offsets = _hashed(held, vocabulary, size=size)
-    item_of = np.repeat(np.arange(len(held)), np.diff(offsets))
+    texts = len(offsets) - 1
+    item_of = np.repeat(np.arange(texts), np.diff(offsets))
     known, first, place = np.unique(hashes, return_index=True, return_inverse=True)
     kept = np.ones(len(known), dtype=bool)
-    kept[place[~_rare(place, item_of, count=len(held))]] = False
+    kept[place[~_rare(place, item_of, count=texts)]] = False
     return known[kept], item_of[first][kept]
-
-
-def _hashed(
-    split: Sequence[list[str]], vocabulary: dict[str, int], *, size: int
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    codes = [vocabulary.setdefault(word, len(vocabulary) + 1) for words in split for word in words]
-    return ngrams(np.array(codes, dtype=np.uint64), lengths=[len(words) for words in split], size=size)
 
 
 def _rare(grams: NDArray[np.int64], texts: NDArray[np.int64], *, count: int) -> NDArray[np.bool_]:

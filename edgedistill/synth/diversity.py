@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
-from edgedistill.synth.textforms import folded
+import numpy as np
+from numpy.typing import NDArray
+
+from edgedistill.synth.textforms import folded, ngrams, word_hashes
 
 OPENING = 3  # words
 
@@ -20,15 +22,16 @@ def diversity(texts: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
     `openings`: the commonest beginnings with their counts; `class_evenness`: entropy of the classes over that of equal
     ones, 1.0 for equal counts, None for a single class; `words`: quantiles of the lengths.
     """
-    split = [folded(text).split() for text in texts]
-    openings = Counter(" ".join(words[:OPENING]) for words in split)
+    said = [folded(text) for text in texts]
+    codes, lengths = word_hashes(said)
+    openings = Counter(" ".join(text.split(maxsplit=OPENING)[:OPENING]) for text in said)
     return {
-        "distinct_1": _distinct([words for words in split]),
-        "distinct_2": _distinct([list(pairwise(words)) for words in split]),
+        "distinct_1": _distinct(codes),
+        "distinct_2": _distinct(ngrams(codes, lengths=lengths, size=2)[0]),
         "openings": openings.most_common(10),
         "opening_evenness": evenness(openings),
         "class_evenness": evenness(Counter(classes)),
-        "words": quantiles([len(words) for words in split]),
+        "words": quantiles(lengths),
     }
 
 
@@ -50,6 +53,5 @@ def quantiles(values: Sequence[int]) -> dict[str, int]:
     return {name: ordered[round(place * (len(ordered) - 1))] for name, place in places.items()}
 
 
-def _distinct(split: Sequence[Sequence[Any]]) -> float | None:
-    grams = [gram for row in split for gram in row]
-    return len(set(grams)) / len(grams) if grams else None
+def _distinct(grams: NDArray[np.uint64]) -> float | None:
+    return len(np.unique(grams)) / len(grams) if len(grams) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgedistill.core.records import Prompt
 
 CHARACTERS = 5  # of a shingle: long enough that English texts share few by chance, short enough for short prompts
+_BLANKED = {code: " " for code in range(128) if not chr(code).isalnum()}
 _SEPARATORS = re.compile(r"[\W_]+")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -24,8 +25,24 @@ def asked_text(prompt: Prompt) -> str:
 
 def folded(text: str) -> str:
     """Words in one case with single spaces between (NFKC, casefold); text without a word stays as it is."""
-    words = _SEPARATORS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    if text.isascii():  # the same, ten times as fast
+        words = " ".join(text.lower().translate(_BLANKED).split())
+    else:
+        words = _SEPARATORS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
     return words or text.strip()
+
+
+def word_hashes(texts: Iterable[str]) -> tuple[NDArray[np.uint64], list[int]]:
+    """64-bit hashes of the words of folded texts, all texts' in a row, and how many are whose.
+
+    They are Python's own, equal for equal words within this process.
+    """
+    pieces, lengths = [np.empty(0, dtype=np.int64)], []
+    for text in texts:
+        words = text.split()
+        pieces.append(np.fromiter(map(hash, words), dtype=np.int64, count=len(words)))
+        lengths.append(len(words))
+    return np.concatenate(pieces).view(np.uint64), lengths
 
 
 def shingles(texts: Sequence[str], *, size: int = CHARACTERS) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

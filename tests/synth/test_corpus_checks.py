@@ -15,7 +15,7 @@ from edgedistill.synth.contamination import contaminated, gram_size
 from edgedistill.synth.diversity import diversity, evenness, quantiles
 from edgedistill.synth.duplicates import bands_for, near_duplicates
 from edgedistill.synth.personal import masked, personal_data
-from edgedistill.synth.textforms import folded, ngrams, shingles
+from edgedistill.synth.textforms import folded, ngrams, shingles, word_hashes
 
 WORDS = [f"{a}{b}{c}" for a in ("ka", "lo", "mi", "tu", "re") for b in "bdgkmnprstv" for c in ("an", "el", "ir", "os")]
 
@@ -39,6 +39,13 @@ def test_shingles_are_the_texts_own_and_equal_where_the_text_is() -> None:
     assert hashes[0] == hashes[4] and hashes[1] != hashes[3] and len(set(hashes[5:].tolist())) == 1
     none, begins = ngrams(hashes[:3], lengths=[1, 2], size=4)
     assert len(none) == 0 and begins.tolist() == [0, 0, 0]
+
+
+def test_ascii_text_is_folded_as_any_other() -> None:
+    text = "".join(map(chr, range(128))) + " A_b-C\td"
+    assert folded(f"{text} é") == f"{folded(text)} é" and folded("Straße ﬁx") == "strasse fix"
+    codes, lengths = word_hashes(["a b a", "", "b"])
+    assert lengths == [3, 0, 1] and codes[0] == codes[2] and codes[1] == codes[3] != codes[0]
 
 
 def test_near_duplicates_are_those_of_an_exact_comparison_of_all_pairs() -> None:
