@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,16 @@ def _csv_rows(path: Path) -> Iterator[Place]:
 
 def _parquet_rows(path: Path) -> Iterator[Place]:
     datasets = _datasets(str(path))
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
     try:
-        found = datasets.Dataset.from_parquet(str(path), cache_dir=None, keep_in_memory=True)
-    except Exception as e:  # the library wraps what the reader says in errors of its own
+        with ParquetFile(path) as file:
+            features = datasets.Features.from_arrow_schema(file.schema_arrow)
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            yield from _table_rows(rows, features, str(path))
+    except (ArrowException, OSError) as e:
         raise InputError(f"{path}: expected a Parquet file, found a damaged one ({shortened(e)})") from None
-    yield from _table_rows(found, str(path))
 
 
 def _hub_rows(source: str) -> Iterator[Place]:
@@ -110,13 +115,13 @@ def _hub_rows(source: str) -> Iterator[Place]:
         raise InputError(f"{source}: {shortened(e)}") from None
     except Exception as e:
         raise MissingError(f"{source} could not be had: {shortened(e)}; check its name and the network") from None
-    yield from _table_rows(found, source)
+    yield from _table_rows(found, found.features, source)
 
 
-def _table_rows(table: Any, source: str) -> Iterator[Place]:
-    """Rows of a `datasets.Dataset`; a class stands by its name, not by its number."""
-    names = {column: kept.names for column, kept in table.features.items() if hasattr(kept, "names")}
-    for number, row in enumerate(table, start=1):
+def _table_rows(rows: Iterable[dict[str, Any]], features: Any, source: str) -> Iterator[Place]:
+    """The rows with their places; a class stands by its name, not by its number."""
+    names = {column: kept.names for column, kept in features.items() if hasattr(kept, "names")}
+    for number, row in enumerate(rows, start=1):
         for column, classes in names.items():
             if isinstance(row[column], int) and row[column] >= 0:
                 row[column] = classes[row[column]]

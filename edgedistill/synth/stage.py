@@ -56,7 +56,7 @@ def run_data(context: StageContext) -> None:
         context.figures[split] = write_jsonl(context.folder / f"{split}.jsonl", kept)
     write_jsonl(context.folder / "left-out.jsonl", [row.model_dump(mode="json") for row in checked.left_out])
     write_json(context.folder / "checks.json", checked.report)
-    write_prompts_card(context.folder, name=context.recipe.name, checked=checked)
+    write_prompts_card(context.folder, name=context.run.name, checked=checked)
 
 
 def run_synth(context: StageContext) -> None:
@@ -133,7 +133,7 @@ def run_synth(context: StageContext) -> None:
     )
     reasons = ", ".join(f"{n} {reason}" for reason, n in counts.rejected.items()) or "none rejected"
     context.report.note(f"{counts.kept} of {counts.asked} answers kept ({reasons})")
-    write_answers_card(context.folder, name=context.recipe.name, figures=context.figures, prompts=_prompts(context))
+    write_answers_card(context.folder, name=context.run.name, figures=context.figures, prompts=_prompts(context))
 
 
 def _generated(recipe: Recipe) -> tuple[dict[str, list[Row]], list[LeftOut]]:

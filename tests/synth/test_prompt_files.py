@@ -145,13 +145,21 @@ def test_parquet_and_data_sets_by_name_say_what_they_need(monkeypatch: pytest.Mo
 
 def test_parquet_is_read_through_datasets_with_classes_by_name(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    import pyarrow
+    import pyarrow.parquet
+
     kept = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-    table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=kept)
-    path = tmp_path / "t.parquet"
-    table.to_parquet(str(path))
-    rows = load(path, kind="classification").rows
-    assert [(row.prompt.messages[-1].content, row.prompt.answer) for row in rows] == [("a", "yes"), ("b", "no")]
-    assert rows[1].place == f"{path} row 2"
+    path = tmp_path / "set" / "train.parquet"
+    path.parent.mkdir()
+    table = pyarrow.table({"text": ["a", "b"], "label": [1, 0]}, schema=kept.arrow_schema)
+    pyarrow.parquet.write_table(table, path)
+    # A folder of files is a data set by name, too.
+    for source in (str(path), f"hf:{path.parent}#train"):
+        rows = load_rows(source, split="prompts", rules=Rules(kind="classification")).rows
+        assert [(row.prompt.messages[-1].content, row.prompt.answer) for row in rows] == [("a", "yes"), ("b", "no")]
+        assert rows[1].place == f"{source} row 2"
+    with pytest.raises(InputError, match="#odd: Unknown split"):
+        load_rows(f"hf:{path.parent}#odd", split="prompts", rules=Rules())
     path.write_bytes(b"PAR1 damaged")
     with pytest.raises(InputError, match="expected a Parquet file, found a damaged one"):
         load(path)
