@@ -9,6 +9,8 @@ import pytest
 from edgedistill.core.errors import MissingError
 from edgedistill.evals import metrics
 from edgedistill.evals.answers import is_correct
+from edgedistill.evals.score import Item, eval_rows, quality
+from edgedistill.runtimes.base import Generation
 
 CALL = '{"name":"f","arguments":{"a":1,"b":"x"}}'
 
@@ -58,3 +60,25 @@ def test_right_or_wrong_is_the_kind_s_to_say() -> None:
     assert is_correct("It is B.", "b", as_json=False, finish="stop", kind="classification", labels=("a b", "b"))
     assert is_correct("b", "a", as_json=False, finish="stop", kind="question-answering", others=("c", "The B"))
     assert metrics.item_scores([("x", ["y"])], kind="math", correct=[True]) == [1.0]
+
+
+def test_rows_and_quality_carry_the_scores_of_a_kind() -> None:
+    answers = [("the cat", ("dog", "cat")), ("a bird", ("fish",)), ("big fish", ("fish",))]
+    items = [
+        Item(id=str(i), prompt_ids=(1,), answer=right[0], answer_ids=(2,), kind="", scored=False,
+             other_answers=tuple(right[1:]))
+        for i, (_, right) in enumerate(answers)
+    ]  # fmt: skip
+    said = [Generation(ids=[i, 9], finish="stop") for i in range(3)]
+    kind = {"kind": "question-answering"}
+    rows = eval_rows(items, said, {}, decode=lambda ids: answers[ids[0]][0], as_json=False, **kind)
+    assert [row.correct for row in rows] == [True, False, False] and rows[0].other_answers == ("cat",)
+    assert [row.answer_score_ratio for row in rows] == [1.0, 0.0, pytest.approx(2 / 3)]
+    plain = {"bits_per_byte": None, "reference": None, "teacher": None, "confidence": 0.95}
+    found = quality("m", rows, **plain, **kind)
+    assert found.answer_score_ratio == pytest.approx(5 / 9) == found.extra["kind"]["token_f1"]
+    unscored = eval_rows(items, said, {}, decode=lambda ids: answers[ids[0]][0], as_json=False)
+    assert (
+        quality("m", unscored, **plain).answer_score_ratio is None
+        and "kind" not in quality("m", unscored, **plain).extra
+    )

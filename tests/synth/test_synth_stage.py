@@ -133,6 +133,15 @@ def test_json_tasks_reject_what_breaks_the_schema(run: Path) -> None:
     assert len(rejected) == 24 and "not-json" in reasons and reasons <= {"not-json", "truncated", "empty"}
 
 
+def test_answers_that_name_no_label_are_rejected_and_told(run: Path) -> None:
+    with pytest.raises(StageError, match=r"all 24 answers of the teacher were rejected \("):
+        do(run, "synth", task={"kind": "classification", "labels": ["yes it is"], "max_new_tokens": 12})
+    rejected = read_jsonl(run / FOLDERS["synth"] / "rejected.jsonl")
+    reasons = {row["reason"] for row in rejected}
+    assert len(rejected) == 24 and "no-answer" in reasons and reasons <= {"no-answer", "truncated", "empty"}
+    assert "expected one of yes it is" in {row["detail"] for row in rejected}
+
+
 def test_what_is_missing_or_contradicts_is_said_before_the_teacher_is_asked(run: Path) -> None:
     with pytest.raises(InputError, match=r"task.answer_schema is no valid JSON Schema"):
         do(run, "synth", task={"answer": "json", "answer_schema": {"type": "nothing"}})
