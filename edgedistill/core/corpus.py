@@ -33,12 +33,14 @@ class Split(Noun):
 class Checks(Noun):
     """What is looked for in prompts and gold, and whether such rows are dropped or only told of.
 
-    `similarity` is the Jaccard similarity of character shingles from which two texts are near duplicates.
+    `similarity` is the Jaccard similarity of character shingles from which two texts are near duplicates. `overlap` is
+    the share of an evaluation text's word n-grams that a training text must have to be contaminated: 0 for any one.
     """
 
     near_duplicates: Literal["report", "drop", "off"] = "report"
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
     contamination: Literal["report", "drop"] = "drop"
+    overlap: Annotated[float, Field(ge=0, le=1)] = 0.0
     personal: Literal["report", "drop"] = "report"
 
 

@@ -97,14 +97,15 @@ def prompts_card(
         ),
         _found("Contamination by the evaluation set", report.get("contamination"), said=(
             "Training rows that have a run of words of an evaluation row, boilerplate aside (Brown et al. 2020)."),
-            header=("row", "has words of", "the words", "share of its runs"),
-            cells=lambda e: (e["place"], f"{e['of']}: {e['of_place']}", e["words"], e["share"])),
+            header=("row", "has words of", "the words", "share of that row's"),
+            cells=lambda e: (_file(e["place"]), f"{e['of']}: {_file(e['of_place'])}", e["words"], e["share"])),
         _found("Near duplicates", report.get("near-duplicate"), said=(
             "Rows as similar to an earlier one as asked for: Jaccard similarity of character shingles."),
             header=("row", "similarity", "asks", "like", "which asks"),
-            cells=lambda e: (e["place"], e["similarity"], e["text"], f"{e['of']}: {e['of_place']}", e["of_text"])),
+            cells=lambda e: (_file(e["place"]), e["similarity"], e["text"],
+                             f"{e['of']}: {_file(e['of_place'])}", e["of_text"])),
         _found("Personal data", report.get("personal"), said="Patterns to look at, masked.", header=("row", "found"),
-               cells=lambda e: (e["place"], e["found"])),
+               cells=lambda e: (_file(e["place"]), e["found"])),
         _balance(report.get("balance")),
         Section(
             "Lengths and diversity", "Distinct n-grams are those of all words of a split, and fall as it grows; "
@@ -129,7 +130,7 @@ def prompts_card(
             for split, held in prompts.items() for prompt in evenly(held, SHOWN // 2)
         ], source="gold.jsonl, valid.jsonl, heldout.jsonl, prompts.jsonl"),
         Section("Left out", "Evenly drawn from each reason.", examples=[
-            [(row.reason, row.detail), (row.place, _cut(row.text))]
+            [(row.reason, row.detail), (_file(row.place), _cut(row.text))]
             for reason in sorted({row.reason for row in left_out})
             for row in evenly([row for row in left_out if row.reason == reason], SHOWN // 2)
         ], source="left-out.jsonl"),
@@ -248,6 +249,11 @@ def _shares(title: str, counts: Mapping[str, int] | Sequence[Sequence[Any]]) -> 
 
 def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
     return [(message.role, _cut(message.content)) for message in messages]
+
+
+def _file(place: str) -> str:
+    """A place by the file's name alone."""
+    return place.rpartition("/")[2]
 
 
 def _cut(text: str) -> str:

@@ -56,6 +56,7 @@ def check_rows(
     near: str,
     similarity: float,
     contamination: str,
+    overlap: float = 0.0,
     personal: str,
     balance_split: str = "prompts",
     balance_by: str | None = None,
@@ -74,7 +75,7 @@ def check_rows(
     repeated, checked.report["duplicate"] = _repeated(checked.rows)
     checked.drop(repeated, reason="duplicate")
     for name, action, look in (
-        ("contamination", contamination, _contaminated),
+        ("contamination", contamination, lambda held: _contaminated(held, overlap=overlap)),
         ("near-duplicate", near, lambda held: _near(held, similarity=similarity)),
         ("personal", personal, _personal),
     ):
@@ -138,20 +139,20 @@ def _repeated(rows: Rows) -> tuple[dict[tuple[str, int], str], dict[str, Any]]:
     return wrong, {"found": len(wrong), "of_evaluation": leaks}
 
 
-def _contaminated(rows: Rows) -> tuple[dict[tuple[str, int], str], dict[str, Any]]:
+def _contaminated(rows: Rows, *, overlap: float) -> tuple[dict[tuple[str, int], str], dict[str, Any]]:
     evaluation = [(split, row) for split in EVALUATION for row in rows[split]]
     training = [(split, i) for split in TRAINING for i in range(len(rows[split]))]
     texts = [asked_text(row.prompt) for _, row in evaluation]
-    found = contaminated([asked_text(rows[split][i].prompt) for split, i in training], texts)
+    found = contaminated([asked_text(rows[split][i].prompt) for split, i in training], texts, least=overlap)
     wrong: dict[tuple[str, int], str] = {}
     examples = []
-    for overlap in found:
-        split, item = evaluation[overlap.item]
-        wrong[training[overlap.row]] = f"{split} ({item.place}) has its words {shortened(overlap.words)!r}"
+    for leak in found:
+        split, item = evaluation[leak.item]
+        wrong[training[leak.row]] = f"{split} ({item.place}) has its words {shortened(leak.words)!r}"
         if len(examples) < EXAMPLES:
             examples.append({
-                "split": training[overlap.row][0], "place": _at(rows, training[overlap.row]).place, "of": split,
-                "of_place": item.place, "words": shortened(overlap.words), "share": overlap.share,
+                "split": training[leak.row][0], "place": _at(rows, training[leak.row]).place, "of": split,
+                "of_place": item.place, "words": shortened(leak.words), "share": leak.share,
             })  # fmt: skip
     size = gram_size([len(folded(text).split()) for text in texts])
     return wrong, {"found": len(found), "gram_words": size, "evaluation_rows": len(texts), "examples": examples}
@@ -160,7 +161,9 @@ def _contaminated(rows: Rows) -> tuple[dict[tuple[str, int], str], dict[str, Any
 def _near(rows: Rows, *, similarity: float) -> tuple[dict[tuple[str, int], str], dict[str, Any]]:
     places = [(split, i) for split in ORDER for i in range(len(rows[split]))]
     texts = [asked_text(_at(rows, place).prompt) for place in places]
-    found = near_duplicates(texts, threshold=similarity, keep=[split in EVALUATION for split, _ in places])
+    kept = [split in EVALUATION for split, _ in places]
+    parts = [_at(rows, place).parts for place in places]
+    found = near_duplicates(texts, threshold=similarity, keep=kept, parts=parts)
     wrong: dict[tuple[str, int], str] = {}
     for near in found:
         split, i = places[near.of]

@@ -21,7 +21,7 @@ BOILERPLATE = 10  # an n-gram of more texts than this, of training or of evaluat
 
 @dataclass(frozen=True)
 class Overlap:
-    """Training text `row` has the n-gram `words` of evaluation text `item`; `share` is how much of it was seen so."""
+    """Training text `row` has the n-gram `words` of evaluation text `item`, and `share` of that text's n-grams."""
 
     row: int
     item: int
@@ -36,15 +36,17 @@ def gram_size(lengths: Sequence[int]) -> int:
     return int(np.clip(np.percentile(lengths, PERCENTILE, method="lower"), SHORTEST, LONGEST))
 
 
-def contaminated(texts: Sequence[str], evaluation: Sequence[str]) -> list[Overlap]:
+def contaminated(texts: Sequence[str], evaluation: Sequence[str], *, least: float = 0.0) -> list[Overlap]:
     """The training `texts` that have an n-gram of an `evaluation` text, or equal a short one, in order of rows.
 
-    Texts are compared without case and punctuation.
+    Of several evaluation texts the one that is there most is told; `least` is the share of it that must be. Texts are
+    compared without case and punctuation.
     """
     held = [folded(text) for text in evaluation]
     codes, lengths = word_hashes(held)
     size = gram_size(lengths)
     known, owner = _known(*ngrams(codes, lengths=lengths, size=size))
+    grams_of = np.bincount(owner, minlength=len(held))
     short = {text: item for item, text in reversed(list(enumerate(held))) if lengths[item] < size}
     said = [folded(text) for text in texts]
     codes, lengths = word_hashes(said)
@@ -56,11 +58,18 @@ def contaminated(texts: Sequence[str], evaluation: Sequence[str]) -> list[Overla
     row_of = np.repeat(np.arange(len(texts)), np.diff(offsets))
     hits = np.flatnonzero(known[place] == hashes)
     hits = hits[_rare(place[hits], row_of[hits], count=len(texts))]
-    rows, first, number = np.unique(row_of[hits], return_index=True, return_counts=True)
-    for row, hit, many in zip(rows.tolist(), hits[first].tolist(), number.tolist(), strict=True):
-        begin = hit - int(offsets[row])
-        words = " ".join(said[row].split()[begin : begin + size])
-        found[row] = Overlap(row, int(owner[place[hit]]), words, many / int(offsets[row + 1] - offsets[row]))
+    # One line for each n-gram that a row has of an item, the first place first.
+    line = np.unique(row_of[hits] * len(known) + place[hits], return_index=True)[1]
+    hits = hits[np.sort(line)]
+    pair, first, number = np.unique(
+        row_of[hits] * len(held) + owner[place[hits]], return_index=True, return_counts=True
+    )
+    for row, item, hit, many in zip(*np.divmod(pair, len(held)), hits[first], number, strict=True):
+        share = float(many / grams_of[item])
+        if share < least or (row in found and share <= found[row].share):
+            continue
+        begin = int(hit - offsets[row])
+        found[int(row)] = Overlap(int(row), int(item), " ".join(said[row].split()[begin : begin + size]), share)
     return [found[row] for row in sorted(found)]
 
 

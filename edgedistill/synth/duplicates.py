@@ -19,7 +19,7 @@ HASHES = 128  # of a signature
 SEED = 0
 BATCH = 2048  # texts whose shingles stand in memory together
 MISS = 0.002  # the chance that banding overlooks a pair of just the threshold
-NEIGHBOURS = 8  # within a bucket each row is paired with so many before it, and with the first
+NEIGHBOURS = 16  # within a bucket each row is paired with so many before it, and with the first
 DEVIATIONS = 4.0  # an estimate so far below the threshold is not worth an exact comparison
 
 
@@ -32,12 +32,19 @@ class Near:
     similarity: float
 
 
-def near_duplicates(texts: Sequence[str], *, threshold: float, keep: Sequence[bool] = ()) -> list[Near]:
+def near_duplicates(
+    texts: Sequence[str],
+    *,
+    threshold: float,
+    keep: Sequence[bool] = (),
+    parts: Sequence[Sequence[str]] = (),
+) -> list[Near]:
     """Each text that is as similar as `threshold` to an earlier one which is no duplicate itself, in order.
 
     Texts are compared without case, punctuation and blanks. `keep` marks texts that are never called duplicates, though
-    later ones may be of them. Every pair told is at least as similar as `threshold`; one in 500 of those that just
-    reach it is overlooked.
+    later ones may be of them. Texts that are made of `parts`, such as a passage and a question about it, are duplicates
+    where the least similar of their parts is: many questions share a passage. Every pair told is at least as similar as
+    `threshold`; one in 500 of those that just reach it is overlooked.
 
     Raises:
         ValueError: `threshold` is not in (0, 1].
@@ -47,7 +54,8 @@ def near_duplicates(texts: Sequence[str], *, threshold: float, keep: Sequence[bo
     words = [folded(text) for text in texts]
     signatures = _signatures(words)
     pairs = _candidates(signatures, threshold=threshold)
-    return list(_decided(words, pairs[_may_reach(signatures, pairs, threshold)], threshold=threshold, keep=keep))
+    near = pairs[_may_reach(signatures, pairs, threshold)]
+    return list(_decided(words, near, threshold=threshold, keep=keep, parts=parts))
 
 
 def bands_for(threshold: float, *, hashes: int = HASHES) -> tuple[int, int]:
@@ -110,20 +118,30 @@ def _may_reach(signatures: NDArray[np.uint32], pairs: NDArray[np.int64], thresho
 
 
 def _decided(
-    words: Sequence[str], pairs: NDArray[np.int64], *, threshold: float, keep: Sequence[bool]
+    words: Sequence[str],
+    pairs: NDArray[np.int64],
+    *,
+    threshold: float,
+    keep: Sequence[bool],
+    parts: Sequence[Sequence[str]],
 ) -> Iterator[Near]:
-    sets: dict[int, NDArray[np.uint64]] = {}
+    sets: dict[int, list[NDArray[np.uint64]]] = {}
 
-    def of(row: int) -> NDArray[np.uint64]:
+    def of(row: int) -> list[NDArray[np.uint64]]:
+        """The shingles of the whole text and of each of its parts."""
         if row not in sets:
-            sets[row] = np.unique(shingles([words[row]])[0])
+            pieces = [words[row], *map(folded, parts[row] if parts else ())]
+            sets[row] = [np.unique(shingles([piece])[0]) for piece in pieces]
         return sets[row]
 
     dropped: set[int] = set()
     for earlier, later in pairs.tolist():
         if later in dropped or earlier in dropped or (keep and keep[later]):
             continue
-        similarity = _jaccard(of(earlier), of(later))
+        # Texts of unlike parts are held against one another whole.
+        both = list(zip(of(earlier), of(later), strict=False))
+        alike = len(of(earlier)) == len(of(later))
+        similarity = min(_jaccard(one, other) for one, other in (both if alike else both[:1]))
         if similarity >= threshold:
             dropped.add(later)
             yield Near(later, earlier, similarity)

@@ -71,7 +71,8 @@ def to_row(raw: Mapping[str, Any], place: str, *, source: str, rules: Rules) -> 
     tools = _tools(named.get("tools") or named.get("functions"), place) or rules.tools
     prompt = make_prompt(_with_tools(messages, tools), answer=answer, kind=_text(named, "kind", place) or "")
     further = {"tools": tools, "other_answers": _other_answers(named, rules.kind) if form == "fields" else ()}
-    return Row(prompt.model_copy(update=further), place, source, _group(raw, place, rules.group))
+    parts = _parts_of(named, rules.kind) if form == "fields" else ()
+    return Row(prompt.model_copy(update=further), place, source, _group(raw, place, rules.group), parts)
 
 
 def kind_of(value: Any) -> str:
@@ -201,6 +202,12 @@ def _fields(named: Mapping[str, Any], place: str, rules: Rules) -> Parsed:
     if rules.kind == "math" and answer is not None and (steps := _text(named, "solution", place)):
         answer = f"{steps}\nAnswer: {answer}"
     return [Message(role="user", content=request_text(rules.kind, fields))], answer
+
+
+def _parts_of(named: Mapping[str, Any], kind: str | None) -> tuple[str, ...]:
+    """The fields of a request that has several."""
+    given = [named[name] for name in KINDS[kind].fields if isinstance(named.get(name), str)] if kind else []
+    return tuple(given) if len(given) > 1 else ()
 
 
 def _turns(value: Any, place: str) -> list[Message]:

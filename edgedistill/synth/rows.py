@@ -12,12 +12,16 @@ from edgedistill.synth.textforms import asked_text
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt and where it came from; rows of one `group` stay in one split, the request itself where it is empty."""
+    """A prompt and where it came from; rows of one `group` stay in one split, the request itself where it is empty.
+
+    `parts` are the fields that the request was made of, such as passage and question; none where it is one text.
+    """
 
     prompt: Prompt
     place: str
     source: str = ""
     group: str = ""
+    parts: tuple[str, ...] = ()
 
 
 def make_prompt(messages: Iterable[Message], *, answer: str | None = None, kind: str = "") -> Prompt:

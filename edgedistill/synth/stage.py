@@ -44,6 +44,7 @@ def run_data(context: StageContext) -> None:
         near=data.checks.near_duplicates,
         similarity=data.checks.similarity,
         contamination=data.checks.contamination,
+        overlap=data.checks.overlap,
         personal=data.checks.personal,
         balance_split=data.balance.split if data.balance else "prompts",
         balance_by=data.balance.by if data.balance else None,

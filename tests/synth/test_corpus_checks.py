@@ -73,6 +73,20 @@ def test_case_punctuation_and_blanks_do_not_hide_a_duplicate_and_kept_rows_are_n
     assert near_duplicates([], threshold=0.8) == [] and near_duplicates(["a"], threshold=0.8) == []
 
 
+def test_questions_about_one_passage_are_no_duplicates_of_one_another() -> None:
+    rng = random.Random(6)
+    passage = sentence(rng, 80)
+    asked = [sentence(rng, 6) for _ in range(12)]
+    asked.append(f"{asked[3]}?")
+    texts = [f"Context: {passage}\nQuestion: {question}" for question in asked]
+    parts = [(passage, question) for question in asked]
+    assert len(near_duplicates(texts, threshold=0.8)) == 12
+    found = near_duplicates(texts, threshold=0.8, parts=parts)
+    assert [(near.row, near.of, near.similarity) for near in found] == [(12, 3, 1.0)]
+    unlike = near_duplicates([texts[0], texts[0]], threshold=0.8, parts=[(), parts[0]])
+    assert [near.row for near in unlike] == [1]
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.95, 1.0])
 def test_banding_overlooks_few_pairs_of_just_the_threshold(threshold: float) -> None:
     bands, rows = bands_for(threshold)
@@ -96,7 +110,9 @@ def test_contamination_is_a_shared_run_of_words_with_its_place() -> None:
     texts[30] = f"{sentence(rng, 5)} {' '.join(evaluation[9].split()[:12])} {sentence(rng, 5)}"  # one word too few
     (found,) = contaminated(texts, evaluation)
     assert (found.row, found.item, found.words) == (20, 7, " ".join(planted))
-    assert found.share == pytest.approx(1 / (22 - 13 + 1))
+    assert found.share == pytest.approx(1 / (30 - 13 + 1))
+    whole = [*texts, f"{evaluation[8]} {' '.join(evaluation[3].split()[:14])}"]
+    assert [(o.row, o.item, o.share) for o in contaminated(whole, evaluation, least=0.5)] == [(100, 8, 1.0)]
 
 
 def test_short_evaluation_texts_count_only_as_wholes_and_boilerplate_not_at_all() -> None:
