@@ -31,12 +31,16 @@ Parsed = tuple[list[Message], str | None]
 
 @dataclass(frozen=True)
 class Rules:
-    """How the rows of a source are read: the recipe's form, kind, columns, group, system message and tools."""
+    """How the rows of a source are read: the recipe's form, kind, columns, group, system message and tools.
+
+    Rows may do without the column of the group where `needs_group` is false.
+    """
 
     form: str = "auto"
     kind: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     group: str | None = None
+    needs_group: bool = True
     system: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
 
@@ -72,7 +76,7 @@ def to_row(raw: Mapping[str, Any], place: str, *, source: str, rules: Rules) -> 
     prompt = make_prompt(_with_tools(messages, tools), answer=answer, kind=_text(named, "kind", place) or "")
     further = {"tools": tools, "other_answers": _other_answers(named, rules.kind) if form == "fields" else ()}
     parts = _parts_of(named, rules.kind) if form == "fields" else ()
-    return Row(prompt.model_copy(update=further), place, source, _group(raw, place, rules.group), parts)
+    return Row(prompt.model_copy(update=further), place, source, _group(raw, place, rules), parts)
 
 
 def kind_of(value: Any) -> str:
@@ -302,12 +306,13 @@ def _with_tools(messages: list[Message], tools: tuple[dict[str, Any], ...]) -> l
     return [Message(role="system", content=said), *messages]
 
 
-def _group(raw: Mapping[str, Any], place: str, name: str | None) -> str:
-    if name is None:
+def _group(raw: Mapping[str, Any], place: str, rules: Rules) -> str:
+    value = raw.get(rules.group) if rules.group else None
+    if rules.group is None or (value is None and not rules.needs_group):
         return ""
-    if not isinstance(raw.get(name), str | int):
-        raise InputError(f"{place}: expected {name!r}, as data.group says, to be text, found {kind_of(raw.get(name))}")
-    return str(raw[name])
+    if not isinstance(value, str | int):
+        raise InputError(f"{place}: expected {rules.group!r}, as data.group says, to be text, found {kind_of(value)}")
+    return str(value)
 
 
 _PARSERS: dict[str, Callable[[Mapping[str, Any], str, Rules], Parsed]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,7 +170,8 @@ def _from_files(recipe: Recipe) -> tuple[dict[str, list[Row]], list[LeftOut]]:
     empty: list[LeftOut] = []
     for split in SPLITS:
         for source in data.sources(split):
-            loaded = load_rows(source, split=split, rules=rules, needs_answer=split != "prompts")
+            its = replace(rules, needs_group=split == "gold")  # which is what [data.split] divides
+            loaded = load_rows(source, split=split, rules=its, needs_answer=split != "prompts")
             for row in loaded.rows:
                 if row.prompt.answer is not None and (fault := judge(row.prompt.answer, "stop", row.prompt)):
                     said = f"{fault[0]}: {fault[1]}" if fault[1] else fault[0]

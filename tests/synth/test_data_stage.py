@@ -136,7 +136,7 @@ def test_what_is_found_is_told_or_dropped_and_the_counts_add_up(tmp_path: Path) 
 
 def test_gold_is_split_by_group_and_prompts_of_several_files_are_balanced_by_source(tmp_path: Path) -> None:
     gold = lines(tmp_path / "g.jsonl", *({"prompt": f"ask {i}", "answer": "x", "of": f"g{i % 40}"} for i in range(400)))
-    one = lines(tmp_path / "a.jsonl", *({"prompt": f"first {i}", "of": "a"} for i in range(30)))
+    one = lines(tmp_path / "a.jsonl", *({"prompt": f"first {i}"} for i in range(30)))
     two = lines(tmp_path / "b.jsonl", *({"prompt": f"second {i}", "of": "b"} for i in range(10)))
     data = {
         "gold": gold, "prompts": [one, two], "form": "prompt", "group": "of",

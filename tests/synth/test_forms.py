@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def test_columns_rename_and_groups_are_read() -> None:
     assert unlabelled is not None and unlabelled.prompt.answer is None
     with pytest.raises(InputError, match=r"here: expected the column 'utterance', as data.columns says, found none"):
         to_row({"utterence": "hi", "who": "me"}, "here", source="s", rules=rules)
+    needless = to_row({"utterance": "hi"}, "here", source="s", rules=replace(rules, needs_group=False))
+    assert needless is not None and needless.group == ""
     with pytest.raises(InputError, match=r"here: expected 'who', as data.group says, to be text, found null"):
         to_row({"utterance": "hi"}, "here", source="s", rules=rules)
 
