@@ -6,7 +6,7 @@ Each row is kept or left out with one reason, the first that applies; the counts
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,6 @@ NO_CLASS = "–"
 CLASSES = 50  # told of a split; the rest is summed
 
 Rows = dict[str, list[Row]]
-Find = Callable[[Rows], dict[tuple[str, int], str]]  # (split, row) -> why it is left out
 
 
 @dataclass
@@ -65,7 +64,8 @@ def check_rows(
     """Hold the splits' rows against one another; evaluation splits lose exact repeats only.
 
     `near`, `contamination` and `personal` are `report`, `drop` or `off`: what is found is told, and with `drop` the
-    training row goes. `balance_target` None means equal shares. `empty` are rows that were read and ask nothing.
+    training row goes. `overlap` is the share of an evaluation text that a leak must have; `balance_target` None means
+    equal shares; `empty` are rows that were read and ask nothing.
 
     Raises:
         InputError: the balance asks for a class that has no rows.
@@ -86,18 +86,7 @@ def check_rows(
         if action == "drop":
             checked.drop(wrong, reason=name)
     if balance_by:
-        classes = [class_of(row, balance_by) for row in checked.rows[balance_split]]
-        keys = [row.prompt.id for row in checked.rows[balance_split]]
-        kept = balanced(classes, keys, target=balance_target)
-        surplus = {(balance_split, i): f"{classes[i]!r} has its share" for i, stays in enumerate(kept) if not stays}
-        checked.drop(surplus, reason="balance")
-        after = [class_of(row, balance_by) for row in checked.rows[balance_split]]
-        checked.report["balance"] = {
-            "by": balance_by,
-            "split": balance_split,
-            "before": _most(Counter(name or NO_CLASS for name in classes)),
-            "after": _most(Counter(name or NO_CLASS for name in after)),
-        }
+        checked.report["balance"] = _balance(checked, split=balance_split, by=balance_by, target=balance_target)
     checked.report["rows"] = {split: _count(checked, split, read[split]) for split in ORDER}
     checked.report["splits"] = {split: _described(held) for split, held in checked.rows.items() if held}
     return checked
@@ -195,6 +184,18 @@ def _personal(rows: Rows) -> tuple[dict[tuple[str, int], str], dict[str, Any]]:
             if len(examples) < EXAMPLES:
                 examples.append({"split": split, "place": row.place, "found": wrong[split, i]})
     return wrong, {"found": len(wrong), "kinds": dict(sorted(kinds.items())), "examples": examples}
+
+
+def _balance(checked: Checked, *, split: str, by: str, target: Mapping[str, float] | None) -> dict[str, Any]:
+    classes = [class_of(row, by) for row in checked.rows[split]]
+    kept = balanced(classes, [row.prompt.id for row in checked.rows[split]], target=target)
+    surplus = {(split, i): f"{classes[i]!r} has its share" for i, stays in enumerate(kept) if not stays}
+    checked.drop(surplus, reason="balance")
+    before, after = (
+        _most(Counter(name or NO_CLASS for name in names))
+        for names in (classes, [class_of(row, by) for row in checked.rows[split]])
+    )
+    return {"by": by, "split": split, "before": before, "after": after}
 
 
 def _count(checked: Checked, split: str, read: int) -> dict[str, Any]:
