@@ -7,8 +7,9 @@ Forward and backward of LM head, divergence and gradients of hidden states and h
 576 wide and vocabularies of 49,152 and 151,936. Ours reads a cached teacher (8 log-probabilities a position); the peers
 get the dense teacher's hidden states (576 wide) and its head, as they want them. Peers come from PyPI into an
 environment of their own, over the same torch: `trl.kernels.chunked_divergence` (beta 0, forward KL: its cheapest) and
-`LigerFusedLinearJSDLoss`, compiled and not, chunks of 256 and 1,024; the fastest in a trial runs. All run in one process, in
-turns; a ratio is the median of the rounds' ratios. Ours dense (`Online`) is given beside them: the same work as theirs.
+`LigerFusedLinearJSDLoss`, compiled and not, chunks of 256 and 1,024; the fastest in a trial is timed. All run in one
+process, in turns; a ratio is the median of the rounds' ratios. Ours dense (`Online`) is given beside them, for the same
+work as theirs.
 """
 
 from __future__ import annotations

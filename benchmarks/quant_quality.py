@@ -1,8 +1,8 @@
 """What quantization costs: our artifacts against llama.cpp's and onnxruntime-genai's best ones, at their bytes.
 
 Usage: python benchmarks/quant_quality.py [--model FOLDER] [--tokens N] [--rows LIST] [--settings N] [--threads N]
-Writes benchmarks/results/quant_quality.json, where rows that were not asked for stay as they were measured; the last line
-printed is the same figures as one JSON object.
+Writes benchmarks/results/quant_quality.json, where rows that were not asked for stay as they were measured; the last
+line printed is the same figures as one JSON object.
 
 The model is a student off every grid (`offgrid_model.py`, trained once and cached) unless `--model` names one. Codes
 are chosen on the second half of WikiText-2's validation text; every figure is measured on the articles of its test
