@@ -147,12 +147,12 @@ STAGES: dict[str, Stage] = {
         Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
         Stage(
             "synth",
-            3,
+            4,
             "edgedistill.synth.stage:run_synth",
             _synth,
             ("data/gold.jsonl", "data/prompts.jsonl", "teacher"),
         ),
-        Stage("train", 4, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
+        Stage("train", 5, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
         Stage("export", 2, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train")),
         Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
         Stage(

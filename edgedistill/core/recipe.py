@@ -49,12 +49,17 @@ class Teacher(Noun):
 
 
 class Synth(Noun):
-    """How the teacher labels: batched, in shards, with the top-k log-probs of its answers."""
+    """How the teacher labels: batched, in shards, with the log-probs of the likeliest tokens at each answer token.
+
+    At most `top_k` are kept, no more than hold `top_p` of the mass, and none below `least_probability`.
+    """
 
     label_gold: bool = True
     batch_size: Positive = 128
     shard_size: Positive = 512
-    top_k: Positive = 8
+    top_k: Annotated[int, Field(ge=1, le=255)] = 64
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.999
+    least_probability: Annotated[float, Field(ge=0, lt=1)] = 2e-3
 
 
 class Cut(Noun):

@@ -25,7 +25,10 @@ BUCKET_BATCHES = 16  # sequences are sorted by length within windows of this man
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence: the answer is `ids[start:]`; `top_ids`, `top_logprobs` `[answer tokens, k]` where taught."""
+    """One sequence: the answer is `ids[start:]`; `top_ids`, `top_logprobs` `[answer tokens, k]` where taught.
+
+    A position that keeps fewer tokens than another has -1 for the rest.
+    """
 
     id: str
     ids: np.ndarray
@@ -105,7 +108,7 @@ def record_examples(
         if cache is not None and record.logits_key is not None:
             row = cache.row(prompt_ids=record.prompt_ids, answer_ids=record.answer_ids, record=record.id)
             top_ids = row.ids.astype(np.int64)
-            top_ids = top_ids if id_map is None else id_map[top_ids]
+            top_ids = top_ids if id_map is None else np.where(top_ids < 0, -1, id_map[top_ids])
             top_logprobs = row.logprobs
         examples.append(Example(record.id, ids, len(record.prompt_ids), top_ids, top_logprobs))
     return examples

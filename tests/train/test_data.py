@@ -69,7 +69,7 @@ def test_teacher_rows_follow_their_text_into_the_smaller_vocabulary(tmp_path):
         one.logits_key: make_row([[12, 13], [2, 10]], np.log([[0.7, 0.2], [0.9, 0.05]])),
         other.logits_key: make_row([[11, 12], [2, 13]], np.log([[0.6, 0.3], [0.8, 0.1]])),
     }
-    write_cache(tmp_path / "c.safetensors", rows, identity=IDENTITY, k=2)
+    write_cache(tmp_path / "c.safetensors", rows, identity=IDENTITY)
     cache = open_cache([tmp_path / "c.safetensors"])
     id_map = np.full(20, -1)
     id_map[[2, 10, 11, 12]] = [0, 1, 2, 3]
@@ -77,7 +77,7 @@ def test_teacher_rows_follow_their_text_into_the_smaller_vocabulary(tmp_path):
     assert a.ids.tolist() == [1, 2, 3, 0] and a.start == 2
     assert a.top_ids.tolist() == [[3, -1], [0, 1]]
     assert b.top_ids.tolist() == [[2, 3], [0, -1]]
-    np.testing.assert_allclose(np.exp(b.top_logprobs), [[0.6, 0.3], [0.8, 0.1]], rtol=1e-6)
+    np.testing.assert_allclose(np.exp(b.top_logprobs), [[0.6, 0.3], [0.8, 0.1]], rtol=0.02)
     batch = collate([a, b, example([1, 2, 0], 1)])
     assert batch.taught.tolist() == [True] * 4 + [False] * 2
     assert batch.teacher_ids.tolist() == [[3, -1], [0, 1], [2, 3], [0, -1], [-1, -1], [-1, -1]]

@@ -100,7 +100,7 @@ def label(ctx: StageContext) -> None:
                 prompt_ids=tuple(ids), answer_ids=tuple(answer), logits_key=key,
             )
         )  # fmt: skip
-    write_cache(synth / "logits-00000.safetensors", rows, identity=identity, k=4)
+    write_cache(synth / "logits-00000.safetensors", rows, identity=identity)
     write_jsonl(synth / "records-00000.jsonl", [r.model_dump(mode="json") for r in records])
 
 
