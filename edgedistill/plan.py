@@ -90,8 +90,10 @@ def _train(recipe: Recipe) -> dict[str, Any]:
     student = recipe.student.model_dump(mode="json")
     if recipe.student.model is not None:
         student["model"] = _model(recipe.student.model)
-    # How often a checkpoint is written changes no result.
-    train = recipe.train.model_dump(mode="json", exclude={"checkpoint_every_s"})
+    # How often a checkpoint is written and who follows the metrics changes no result.
+    train = recipe.train.model_dump(mode="json", exclude={"checkpoint_every_s", "trackers"})
+    for further in train["further_teachers"]:
+        further["model"] = _model(further["model"])
     return {"student": student, "train": train, "task": _task(recipe, "chat_template"), "seed": recipe.seed}
 
 
