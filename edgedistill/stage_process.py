@@ -52,10 +52,12 @@ def run_in_process(
     further: int,
     report: Reporter,
     lock: int,
+    launch: str | None = None,
 ) -> None:
     """Run `entry` ("module:function") as `stage` of `run` in a fresh Python and wait for its end.
 
-    `lock` is a file descriptor that the process inherits. It ends itself when this process is gone.
+    `lock` is a file descriptor that the process inherits. It ends itself when this process is gone. `launch` is how
+    many processes train, or an accelerate configuration.
 
     Raises:
         EdgeDistillError: the stage's own error, or a StageError if it crashed.
@@ -64,7 +66,7 @@ def run_in_process(
     log.parent.mkdir(exist_ok=True)
     order = {
         "run": str(run), "recipe": recipe.model_dump(mode="json"), "stage": stage, "entry": entry,
-        "version": version, "parameters": parameters, "inputs": inputs, "further": further,
+        "version": version, "parameters": parameters, "inputs": inputs, "further": further, "launch": launch,
     }  # fmt: skip
     threads = {"OMP_NUM_THREADS": str(recipe.threads)} if recipe.threads else {}
     events_in, events_out = os.pipe()
@@ -182,7 +184,9 @@ def main() -> None:
 def _run(order: Mapping[str, Any], report: Reporter) -> None:
     module, _, function = order["entry"].partition(":")
     recipe = validate(Recipe, order["recipe"], source="recipe")
-    context = StageContext(recipe=recipe, run=Path(order["run"]), stage=order["stage"], report=report, figures={})
+    context = StageContext(
+        recipe=recipe, run=Path(order["run"]), stage=order["stage"], report=report, figures={}, launch=order["launch"]
+    )
     run_stage(
         context=context,
         version=order["version"],

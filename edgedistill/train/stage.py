@@ -76,7 +76,7 @@ def run(context: StageContext) -> None:
         StageError: nothing to train on, the vocabulary is too small for the task, or a loss is not finite.
     """
     from edgedistill.runtimes import chat
-    from edgedistill.train import arms, data, folders, student, trackers
+    from edgedistill.train import arms, data, folders, launch, student, trackers
 
     recipe = context.recipe
     trackers.require_trackers(recipe.train.trackers)
@@ -103,9 +103,13 @@ def run(context: StageContext) -> None:
         wanted.append(("control", 0.0))
     for arm, kd_weight in wanted:
         if not (context.folder / arm / "config.json").is_file():
+            several = context.launch not in (None, "1")
             settings = _settings(context, arm=arm, further=further) | {"kd_weight": kd_weight, "untrained": untrained}
             settings |= {"train": train, "valid": valid, "report": context.report, "folder": context.folder}
-            arms.train_arm(**settings)
+            if several:
+                launch.launch_arm(str(context.launch), **settings)
+            else:
+                arms.train_arm(**settings)
         context.figures[arm] = _arm_figures(context.folder / "metrics.jsonl", arm) | {"kd_weight": kd_weight}
         context.report.note(f"{arm}: {context.figures[arm]}")
     shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
