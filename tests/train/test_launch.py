@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import fields
 
@@ -25,6 +27,8 @@ from edgedistill.train.launch import launch_options, load_examples, save_example
 from edgedistill.train.stage import run, run_teacher
 
 pytestmark = pytest.mark.usefixtures(fresh_accelerator.__name__)
+
+ONE_ARM = {"lr": 3e-3, "epochs": 2, "batch_size": 4, "valid_share": 0.2, "dtype": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +132,36 @@ def waited_for(what, *, seconds: float) -> None:
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_a_second_machine_takes_part(tmp_path, deep, monkeypatch):
+    """As README says: the first machine gets its configuration, the second one joins when it is waited for."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    for rank in (0, 1):
+        settings = {
+            "compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "machine_rank": rank,
+            "main_process_ip": "127.0.0.1", "main_process_port": port, "num_machines": 2, "num_processes": 2,
+            "same_network": True, "mixed_precision": "no", "use_cpu": False,
+        }  # fmt: skip
+        (tmp_path / f"machine{rank}.yaml").write_text(json.dumps(settings))
+    ctx = launched(tmp_path / "run", deep, str(tmp_path / "machine0.yaml"), train=ONE_ARM)
+    orders = ctx.folder / "launch"
+    joined: list[subprocess.Popen[bytes]] = []
+
+    def join() -> None:
+        waited_for(lambda: (orders / "order.json").is_file(), seconds=60)
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "machine1.yaml")]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        joined.append(subprocess.Popen([*command, "--module", "edgedistill.train.worker", orders], env=environment))
+
+    helper = threading.Thread(target=join)
+    helper.start()
+    run(ctx)
+    helper.join()
+    assert joined[0].wait(timeout=60) == 0
+    alone = trained(tmp_path / "alone", deep, train=ONE_ARM)
+    rows = [[r["loss"] for r in read_jsonl(c.folder / "metrics.jsonl") if "loss" in r] for c in (ctx, alone)]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-4)
