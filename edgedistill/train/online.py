@@ -101,7 +101,7 @@ def load_live(folder: Path, *, id_map: np.ndarray, bf16: bool = False) -> LiveTe
     for one tokenizer are no difference.
 
     Raises:
-        InputError: the model does not load, changes its logits behind its head, or shares no token with the student.
+        InputError: the model does not load, changes its logits behind its head, or lacks a token of the student.
     """
     model = load_model(folder, bf16=bf16).eval().requires_grad_(False)
     if changed := [name for name in AFTER_THE_HEAD if getattr(model.config, name, None) is not None]:
@@ -109,9 +109,7 @@ def load_live(folder: Path, *, id_map: np.ndarray, bf16: bool = False) -> LiveTe
             f"expected an online teacher whose logits are its head's, found {changed[0]} in {folder}; use "
             'train.teacher = "cached"'
         )
-    ids = torch.from_numpy(_teachers_ids(id_map))
-    if not len(ids):
-        raise InputError(f"expected the first token of the student in the teacher's vocabulary, found none in {folder}")
+    ids = torch.from_numpy(_teachers_ids(id_map, folder=folder))
     head = model.get_output_embeddings()
     alike = torch.equal(ids, torch.arange(len(ids)))
     weight, bias = (
@@ -120,10 +118,14 @@ def load_live(folder: Path, *, id_map: np.ndarray, bf16: bool = False) -> LiveTe
     return LiveTeacher(model, ids, weight, bias)
 
 
-def _teachers_ids(id_map: np.ndarray) -> np.ndarray:
-    """The teacher's id of each token of the student, up to the first that the teacher lacks."""
-    found = np.full(int(id_map.max(initial=-1)) + 1, -1)
+def _teachers_ids(id_map: np.ndarray, *, folder: Path) -> np.ndarray:
+    """The teacher's id of each token of the student, up to the last that they share."""
     known = np.flatnonzero(id_map >= 0)
+    found = np.full(int(id_map.max(initial=0)) + 1, -1)
     found[id_map[known]] = known
-    gaps = np.flatnonzero(found < 0)
-    return found[: gaps[0]] if len(gaps) else found
+    if (found < 0).any():
+        raise InputError(
+            f"expected the student's tokens in the vocabulary of the teacher in {folder}, found none for its token "
+            f'{int(np.argmin(found))}; choose a teacher of the same tokenizer, or train.teacher = "cached"'
+        )
+    return found

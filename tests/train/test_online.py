@@ -125,9 +125,14 @@ def test_a_teacher_that_caps_its_logits_is_refused(tmp_path):
         load_live(tmp_path, id_map=np.arange(64))
 
 
-def test_a_student_of_other_tokens_is_refused(teacher):
-    with pytest.raises(InputError, match="expected the first token of the student in the teacher's vocabulary"):
-        load_live(teacher, id_map=np.full(VOCAB, -1))
+@pytest.mark.parametrize("missing", [0, 7])
+def test_a_student_of_other_tokens_is_refused(teacher, missing):
+    id_map = np.arange(VOCAB) if missing else np.full(VOCAB, -1)
+    id_map[missing] = -1
+    with pytest.raises(
+        InputError, match=rf"found none for its token {missing}; choose a teacher of the same tokenizer"
+    ):
+        load_live(teacher, id_map=id_map)
 
 
 def test_layers_are_paired_evenly_or_as_told():
