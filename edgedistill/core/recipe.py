@@ -12,11 +12,11 @@ from edgedistill.core.config import did_you_mean, load_toml, validate_overridden
 from edgedistill.core.corpus import HUB, SPLITS, Data
 from edgedistill.core.errors import InputError
 from edgedistill.core.measurement import Workload
-from edgedistill.core.model import Noun
-from edgedistill.core.task import Positive, Task
+from edgedistill.core.model import Noun, Positive, Share
+from edgedistill.core.recipe_train import Train
+from edgedistill.core.task import Task
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Share = Annotated[float, Field(ge=0, le=1)]
 VARIANTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
 Variant = Literal[
     "gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4",
@@ -80,64 +80,6 @@ class Student(Noun):
     def _one_origin(self) -> Student:
         if (self.model is None) == (self.cut is None):
             raise ValueError('expected either model = "…" or a [student.cut] table')
-        return self
-
-
-class Lora(Noun):
-    rank: Positive = 16
-    alpha: Positive = 32
-
-
-class Qat(Noun):
-    """Training on the grid that ships: the last `share` of the steps see the weights as `grid` stores them.
-
-    `activations` rounds what enters each matrix to int8 too, as CPU kernels do.
-    """
-
-    grid: Literal["q4_0", "q8_0"] = "q4_0"
-    share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    activations: bool = True
-
-
-class Control(Noun):
-    """The control arm: the same student, initialisation, text and steps with plain cross-entropy."""
-
-
-class Train(Noun):
-    """Phase 2: cross-entropy on the teacher's answers plus a divergence from its cached distributions.
-
-    `beta` is the teacher's share in the mixture that jsd and skew-kl compare with (skew-reverse-kl: the student's).
-
-    `gold` has the student learn the right answers of data.gold too, by cross-entropy alone. `freeze_embeddings` leaves
-    the token embeddings, and a head tied to them, as the student came with them; layers before `first_layer` stay too.
-    """
-
-    lr: float = 1e-3
-    epochs: float = 2.0
-    batch_size: Positive = 32
-    kd_weight: Share = 0.5
-    divergence: Literal["forward-kl", "reverse-kl", "jsd", "skew-kl", "skew-reverse-kl", "tvd"] = "forward-kl"
-    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    warmup_ratio: Share = 0.05
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
-    valid_share: Share = 0.05
-    evals_per_epoch: Positive = 1
-    patience: Positive = 3
-    checkpoint_every_s: float = 30.0
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    gold: bool = False
-    freeze_embeddings: bool = False
-    first_layer: Annotated[int, Field(ge=0)] = 0
-    lora: Lora | None = None
-    qat: Qat | None = None
-    control: Control | None = None
-
-    @model_validator(mode="after")
-    def _whole_matrices_go_on_a_grid(self) -> Train:
-        if self.lora is not None and self.qat is not None:
-            raise ValueError("expected either [train.lora] or [train.qat], because what LoRA adds has no grid yet")
         return self
 
 
@@ -306,8 +248,9 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         for name in names if isinstance(section, dict) else ():
             if name in section:
                 section[name] = _resolved(section[name], folder)
-    for table in ("teacher", "student"):
-        section = data.get(table)
+    train = data.get("train")
+    further = train.get("further_teachers") if isinstance(train, dict) else None
+    for section in (data.get("teacher"), data.get("student"), *(further if isinstance(further, list) else ())):
         if isinstance(section, dict) and isinstance(section.get("model"), str):
             local = folder / section["model"]
             section["model"] = str(local.resolve()) if local.exists() else section["model"]
