@@ -9,7 +9,7 @@ from typing import Any
 
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
-from edgedistill.core.files import read_jsonl
+from edgedistill.core.files import read_json, read_jsonl
 from edgedistill.core.host import usable_cores
 from edgedistill.core.recipe import Qat
 from edgedistill.core.records import Prompt, TeacherRecord
@@ -77,7 +77,7 @@ def run(context: StageContext) -> None:
     """
     from edgedistill.runtimes import chat
     from edgedistill.runtimes.precision import uses_bf16
-    from edgedistill.train import arms, data, folders, student
+    from edgedistill.train import arms, cut, data, folders, student
     from edgedistill.train.divergence import Divergence
 
     recipe = context.recipe
@@ -97,6 +97,8 @@ def run(context: StageContext) -> None:
         context.report.note(f"left out {len(left_out)} records longer than the student's context: {left_out[0]}, …")
     train, valid = data.split_examples(examples, share=recipe.train.valid_share, seed=recipe.seed)
     context.figures.update(records=len(records), trained_on=len(train), validated_on=len(valid), shape=shape)
+    if recipe.student.cut is not None:
+        context.figures["cut"] = read_json(untrained / cut.CUT_FILE)
     wanted = [("student", recipe.train.kd_weight)]
     if recipe.train.control is not None:
         wanted.append(("control", 0.0))
@@ -136,17 +138,17 @@ def _make_student(
     context: StageContext, *, records: Sequence[TeacherRecord], teacher: Path, untrained: Path, template: str
 ) -> None:
     from edgedistill.runtimes.sources import resolve_model
-    from edgedistill.train import folders, student
+    from edgedistill.train import cut, folders, student
 
     recipe = context.recipe.student
     if recipe.cut is not None:
-        student.cut_student(
+        cut.cut_student(
             teacher=teacher,
             folder=untrained,
             records=records,
             template=template,
             report=context.report,
-            **recipe.cut.model_dump(),
+            **recipe.cut.model_dump() | {"target_bytes": recipe.cut.most_bytes},
         )
         return
     source = resolve_model(str(recipe.model))

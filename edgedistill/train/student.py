@@ -1,59 +1,17 @@
-"""The student before training: cut from the teacher, or a model of the same tokenizer; and the ids the two share."""
+"""A student that is a model of the teacher's tokenizer, and the ids that a student and its teacher share."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import atomic_folder, read_json, write_json
 from edgedistill.core.records import TeacherRecord
-from edgedistill.core.runfolder import Reporter
 from edgedistill.runtimes.chat import encode, load_tokenizer, render
-from edgedistill.train import trim
-from edgedistill.train.data import record_examples
-from edgedistill.train.folders import copy_tokenizer, link_model, load_model, read_shape, save_model, token_texts
-from edgedistill.train.prune import choose_layers, keep_layers, narrow_ffn
-
-LAYER_CALIBRATION, FFN_CALIBRATION = 24, 128  # records
-
-
-def cut_student(
-    *,
-    teacher: Path,
-    folder: Path,
-    layers: Sequence[int] | int,
-    ffn: int | None,
-    vocab: int | None,
-    records: Sequence[TeacherRecord],
-    template: str,
-    report: Reporter,
-) -> None:
-    """Write the teacher with fewer layers, narrower feed-forward blocks and a smaller vocabulary into `folder`.
-
-    Raises:
-        InputError: a size does not fit the teacher.
-        StageError: `vocab` is too small for what the records use.
-    """
-    examples = record_examples(_sample(records, FFN_CALIBRATION))
-    model = load_model(teacher)
-    if isinstance(layers, int):
-        few = examples[:LAYER_CALIBRATION]
-        layers = choose_layers(load_model(teacher, bf16=True), few, count=layers, report=report)
-        report.note(f"kept layers {', '.join(map(str, layers))}")
-    model = keep_layers(model, layers)
-    if ffn is not None:
-        model = narrow_ffn(model, examples, width=ffn)
-    with atomic_folder(folder) as temporary:
-        if vocab is not None and vocab < model.config.vocab_size:
-            _trim(model, teacher=teacher, folder=temporary, size=vocab, records=records, template=template)
-        else:
-            copy_tokenizer(teacher, temporary, template=template)
-        save_model(model, temporary)
+from edgedistill.train.folders import copy_tokenizer, link_model, read_shape, token_texts
 
 
 def adopt_student(*, model: Path, teacher: Path, folder: Path, template: str) -> None:
@@ -107,22 +65,3 @@ def check_tokens(
                     f"{id_map[wanted].tolist()[:8]}… (-1: absent); choose a student with the teacher's tokenizer, "
                     "or [student.cut]"
                 )
-
-
-def _sample(records: Sequence[TeacherRecord], count: int) -> list[TeacherRecord]:
-    return sorted(records, key=lambda r: hashlib.sha256(r.id.encode()).digest())[:count]
-
-
-def _trim(
-    model: Any, *, teacher: Path, folder: Path, size: int, records: Sequence[TeacherRecord], template: str
-) -> None:
-    parsed, tokenizer = trim.read_tokenizer(teacher), load_tokenizer(teacher)
-    task: dict[int, int] = {}
-    for record in records:
-        # A teacher may write a text in other tokens than its tokenizer reads it in; the student needs both.
-        for token in (*record.prompt_ids, *record.answer_ids, *encode(tokenizer, record.answer)):
-            task[token] = task.get(token, 0) + 1
-    protected = trim.protected_tokens(teacher, parsed, template=template)
-    keep = trim.choose_tokens(parsed, size=size, task=task, english={}, protected=protected)
-    trim.save_tokenizer(trim.trim_tokenizer(parsed, keep), source=teacher, folder=folder, template=template)
-    trim.trim_embeddings(model, keep)

@@ -181,6 +181,7 @@ def test_student_is_cut_trained_and_compared(tmp_path, deep):
         assert tokenizer.convert_ids_to_tokens(end_ids(ctx.folder / arm)) == ["<|im_end|>"] and len(tokenizer) == 352
     weights = {arm: hashes(ctx.folder / arm)["model.safetensors"] for arm in ("untrained", "student", "control")}
     assert len(set(weights.values())) == 3
+    assert ctx.figures["cut"] == {"layers": [0, 2], "candidates": []}
     assert ctx.figures["student"]["steps"] == ctx.figures["control"]["steps"] == 6
     assert ctx.figures["student"]["kd_weight"] == 0.5 and ctx.figures["control"]["kd_weight"] == 0
     assert ctx.figures["trained_on"] == 10 and ctx.figures["validated_on"] == 2
@@ -313,8 +314,19 @@ def test_student_of_another_tokenizer_is_refused(tmp_path, deep, tiny_llama):
     parsed = read_json(other / "tokenizer.json")
     parsed["model"]["merges"] = parsed["model"]["merges"][:40]
     write_json(other / "tokenizer.json", parsed)
-    with pytest.raises(InputError, match=r"the student tokenizes record r-p\d+ into .*with the teacher's tokenizer"):
+    with pytest.raises(InputError, match=r"the student tokenizes record r-p\d+ into .*, or"):
         trained(tmp_path / "run", deep, student={"model": str(other)})
+
+
+def test_a_student_within_a_target_is_chosen_and_told_of(tmp_path, deep):
+    cut = {"target_parameters": 60_000, "layer_score": "influence", "vocab": 352}
+    ctx = trained(tmp_path, deep, student={"cut": cut})
+    model, candidates = load(ctx.folder / "untrained"), ctx.figures["cut"]["candidates"]
+    assert sum(p.numel() for p in model.parameters()) == candidates[0]["size"] <= 60_000
+    assert [c["loss"] for c in candidates] == sorted(c["loss"] for c in candidates) and len(candidates) > 3
+    assert len(ctx.figures["cut"]["layers"]) == candidates[0]["layers"] == model.config.num_hidden_layers
+    assert any("shapes within 60,000 parameters chose" in note for note in ctx.report.notes)
+    assert any("no multiple of 256" in note for note in ctx.report.notes)
 
 
 def test_distributions_of_another_template_are_refused(tmp_path, deep):
