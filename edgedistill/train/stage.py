@@ -87,8 +87,11 @@ def run(context: StageContext) -> None:
     records = _records(context, template=template)
     if not (untrained / "config.json").is_file():
         _make_student(context, records=records, teacher=teacher, untrained=untrained, template=template)
-    shape = folders.read_shape(untrained)
-    id_map = student.shared_ids(teacher=teacher, student=untrained, rows=folders.read_shape(teacher)["vocab_size"])
+    shape, tokens = folders.read_shape(untrained), teacher
+    if _learns_by_text(context):
+        template = chat.template_of(chat.load_tokenizer(untrained), recipe.task.chat_template)
+        records, tokens = student.own_records(records, student=untrained, template=template), untrained
+    id_map = student.shared_ids(teacher=tokens, student=untrained, rows=folders.read_shape(tokens)["vocab_size"])
     if recipe.student.cut is not None:
         student.check_tokens(records, teacher=teacher, student=untrained, id_map=id_map, template=template)
     examples = data.record_examples(records, id_map=id_map, cache=_cache(context, records, template=template))
@@ -134,9 +137,15 @@ def _grid_settings(qat: Qat | None) -> dict[str, Any]:
     return {"plan": plan_of(qat.grid), "grid_share": qat.share, "round_activations": qat.activations}
 
 
+def _learns_by_text(context: StageContext) -> bool:
+    """Whether nothing of the teacher but its text is learnt, so that a model with any tokenizer may be the student."""
+    return context.recipe.student.model is not None and context.recipe.train.kd_weight == 0
+
+
 def _make_student(
     context: StageContext, *, records: Sequence[TeacherRecord], teacher: Path, untrained: Path, template: str
 ) -> None:
+    from edgedistill.runtimes import chat
     from edgedistill.runtimes.sources import resolve_model
     from edgedistill.train import cut, folders, student
 
@@ -152,6 +161,10 @@ def _make_student(
         )
         return
     source = resolve_model(str(recipe.model))
+    if _learns_by_text(context):
+        own = chat.template_of(chat.load_tokenizer(source.folder), context.recipe.task.chat_template)
+        student.take_student(model=source.folder, folder=untrained, template=own)
+        return
     id_map = student.shared_ids(teacher=teacher, student=source.folder, rows=folders.read_shape(teacher)["vocab_size"])
     student.check_tokens(records, teacher=teacher, student=source.folder, id_map=id_map, template=template)
     student.adopt_student(model=source.folder, teacher=teacher, folder=untrained, template=template)
