@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from gguf_comparing import deviation, llama_cpp_deviations, some_ids, torch_logi
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import read_json
 from edgedistill.export.gguf import export_gguf_codes, export_gguf_f16
+from edgedistill.export.onnx import export_onnx
 from edgedistill.quant.codes import CodeSet
 from edgedistill.quant.plan import plan_of
+from edgedistill.runtimes.base import open_session
 from edgedistill.train.data import Example
 from edgedistill.train.fit import Limit, model_size
 from edgedistill.train.folders import TEMPLATE_FILE, copy_tokenizer, load_model, save_model
@@ -181,3 +185,19 @@ def test_bytes_counted_for_a_target_are_those_of_the_file(
     limit = Limit(0, small.vocab_size, plan_of(grid))
     size = model_size(model, widths_of(small), layers=small.num_hidden_layers, limit=limit)
     assert size == sum(t.n_bytes for t in tensors if t.name != "rope_freqs.weight")
+
+
+@pytest.mark.parametrize("name", ["qwen2", "phi3-4k", "gemma3"])
+def test_a_cut_model_is_the_same_in_onnx(
+    name: str, family_folders: dict[str, Path], cut: Callable[[str], tuple[Any, Path]], tmp_path: Path
+) -> None:
+    """Also where llama.cpp has no such model: heads as wide as they were, in a narrower stream."""
+    folder = shutil.copytree(cut(name)[1], tmp_path / "m")
+    if name != "gemma3":
+        model = load_model(family_folders[name])
+        widths = cut_widths(widths_of(model.config), hidden=64)
+        save_model(narrow_model(model, measure_activity(model, calibration()), widths=widths), folder)
+    export_onnx(model=folder, out=tmp_path / "onnx", threads=1)
+    ids = some_ids(32)
+    with closing(open_session("onnx", tmp_path / "onnx", threads=1, context=40)) as session:
+        assert deviation(session.logits(ids), torch_logits(folder, ids)) < 1e-9
