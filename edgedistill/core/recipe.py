@@ -63,7 +63,8 @@ class Cut(Noun):
 
     `layer_score` tells which layers go: by the loss without each, or by block influence, in one pass. `heads` query
     heads stay in `kv_heads` groups of like size. Under `target_parameters`, or `target_bytes` of weights on `grid`
-    (such as "20 MB"; the tokenizer comes on top), sizes that are not given are searched for.
+    (such as "20 MB"; the tokenizer comes on top), sizes that are not given are searched for. In two `steps` each arm is
+    trained between: with fewer layers and tokens first, then with narrower layers.
     """
 
     layers: tuple[int, ...] | Positive | None = None
@@ -76,6 +77,7 @@ class Cut(Noun):
     target_parameters: Positive | None = None
     target_bytes: float | str | None = None
     grid: Literal["q4_0", "q8_0"] = "q4_0"
+    steps: Literal[1, 2] = 1
 
     @model_validator(mode="after")
     def _sizes_or_one_target(self) -> Cut:
@@ -243,6 +245,12 @@ class Recipe(Noun):
     @classmethod
     def _ids_are_lower_case(cls, budget: dict[str, Budget]) -> dict[str, Budget]:
         return dict(sorted(budget.items()))
+
+    @model_validator(mode="after")
+    def _what_is_cut_again_is_on_no_grid(self) -> Recipe:
+        if self.train.qat is not None and self.student.cut is not None and self.student.cut.steps > 1:
+            raise ValueError("expected student.cut.steps = 1 with [train.qat]: cutting again leaves the grid")
+        return self
 
     @model_validator(mode="after")
     def _codes_of_training_are_not_chosen_anew(self) -> Recipe:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from edgedistill.core.files import atomic_folder, write_json
 from edgedistill.core.records import TeacherRecord
@@ -15,12 +16,13 @@ from edgedistill.runtimes.chat import encode, load_tokenizer
 from edgedistill.train import trim
 from edgedistill.train.data import Example, record_examples
 from edgedistill.train.fit import Limit, depths, try_shapes
-from edgedistill.train.folders import copy_tokenizer, load_model, save_model
+from edgedistill.train.folders import TEMPLATE_FILE, copy_tokenizer, load_model, save_model
 from edgedistill.train.prune import choose_layers, keep_layers, removal_order
-from edgedistill.train.width import cut_widths, measure_activity, narrow_model, shape_notes, widths_of
+from edgedistill.train.width import Widths, cut_widths, measure_activity, narrow_model, shape_notes, widths_of
 
 FEW, MANY = 24, 128  # records of calibration: for each trial of layers or shapes, and for what is measured once
 CUT_FILE = "cut.json"  # what was chosen, beside the model
+Row = TypeVar("Row", TeacherRecord, Example)
 
 
 def cut_student(
@@ -33,6 +35,7 @@ def cut_student(
     target_parameters: int | None,
     target_bytes: float | None,
     grid: str,
+    steps: int,
     records: Sequence[TeacherRecord],
     template: str,
     report: Reporter,
@@ -42,7 +45,7 @@ def cut_student(
 
     `widths` are `ffn`, `heads`, `kv_heads` and `hidden`, as `train.width.cut_widths` takes them. Under a target, in
     parameters or in bytes of weights on `grid`, sizes that are not given are chosen as `train.fit` does. `cut.json`
-    tells the layers kept and the candidates.
+    tells the layers kept, the candidates, and the widths, which in two `steps` are left to `narrow_student`.
 
     Raises:
         InputError: a size does not fit the teacher, or nothing fits the target.
@@ -62,18 +65,36 @@ def cut_student(
         report.note(f"of {len(shapes)} shapes within {most:,.0f} {limit.unit} chose {candidates[0]}")
     report.note(f"kept layers {', '.join(map(str, kept))}")
     model = keep_layers(model, kept)
-    if after != before:
-        model = narrow_model(model, measure_activity(model, examples), widths=after)
-    cut = {name: getattr(after, name) for name in ("ffn", "hidden") if getattr(after, name) < getattr(before, name)}
-    for note in shape_notes(model.config, chosen=cut):
-        report.note(note)
+    if steps == 1:
+        model = _narrowed(model, examples, widths=after, report=report)
     with atomic_folder(folder) as temporary:
         if vocab is not None and vocab < model.config.vocab_size:
             _trim(model, teacher=teacher, folder=temporary, size=vocab, records=records, template=template)
         else:
             copy_tokenizer(teacher, temporary, template=template)
         save_model(model, temporary)
-        write_json(temporary / CUT_FILE, {"layers": kept, "candidates": candidates})
+        write_json(temporary / CUT_FILE, {"layers": kept, "candidates": candidates, "widths": asdict(after)})
+
+
+def narrow_student(
+    *, model: Path, folder: Path, examples: Sequence[Example], widths: Mapping[str, int], report: Reporter
+) -> None:
+    """Write the model in `model`, trained since its layers were cut, into `folder` with the `widths` of `cut.json`."""
+    narrow = _narrowed(load_model(model), _sample(examples, MANY), widths=Widths(**widths), report=report)
+    with atomic_folder(folder) as temporary:
+        save_model(narrow, temporary)
+        copy_tokenizer(model, temporary, template=(model / TEMPLATE_FILE).read_text(encoding="utf-8"))
+
+
+def _narrowed(model: Any, examples: Sequence[Example], *, widths: Widths, report: Reporter) -> Any:
+    before = widths_of(model.config)
+    if widths == before:
+        return model
+    model = narrow_model(model, measure_activity(model, examples), widths=widths)
+    cut = {name: getattr(widths, name) for name in ("ffn", "hidden") if getattr(widths, name) < getattr(before, name)}
+    for note in shape_notes(model.config, chosen=cut):
+        report.note(note)
+    return model
 
 
 def _layer_sets(
@@ -95,8 +116,8 @@ def _layer_sets(
     return [sorted(set(range(count)) - set(order[: count - depth])) for depth in depths(count)]
 
 
-def _sample(records: Sequence[TeacherRecord], count: int) -> list[TeacherRecord]:
-    return sorted(records, key=lambda r: hashlib.sha256(r.id.encode()).digest())[:count]
+def _sample(rows: Sequence[Row], count: int) -> list[Row]:
+    return sorted(rows, key=lambda row: hashlib.sha256(row.id.encode()).digest())[:count]
 
 
 def _trim(

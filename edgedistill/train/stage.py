@@ -102,16 +102,24 @@ def run(context: StageContext) -> None:
     context.figures.update(records=len(records), trained_on=len(train), validated_on=len(valid), shape=shape)
     if recipe.student.cut is not None:
         context.figures["cut"] = read_json(untrained / cut.CUT_FILE)
-    wanted = [("student", recipe.train.kd_weight)]
+    wanted = _steps(context, "student", recipe.train.kd_weight)
     if recipe.train.control is not None:
-        wanted.append(("control", 0.0))
+        wanted += _steps(context, "control", 0.0)
     own = {"kd_weight", "divergence", "beta", "temperature", "valid_share", "dtype", "lora", "qat", "control", "gold"}
     settings = recipe.train.model_dump(exclude=own) | _grid_settings(recipe.train.qat)
     how = Divergence(recipe.train.divergence, recipe.train.beta, recipe.train.temperature)
-    for arm, kd_weight in wanted:
+    for arm, kd_weight, start in wanted:
         if not (context.folder / arm / "config.json").is_file():
+            if not (start / "config.json").is_file():
+                cut.narrow_student(
+                    model=context.folder / f"{arm}-wide",
+                    folder=start,
+                    examples=train,
+                    widths=context.figures["cut"]["widths"],
+                    report=context.report,
+                )
             arms.train_arm(
-                untrained=untrained,
+                untrained=start,
                 folder=context.folder,
                 arm=arm,
                 train=train,
@@ -127,6 +135,14 @@ def run(context: StageContext) -> None:
         context.figures[arm] = _arm_figures(context.folder / "metrics.jsonl", arm) | {"kd_weight": kd_weight}
         context.report.note(f"{arm}: {context.figures[arm]}")
     shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+
+
+def _steps(context: StageContext, arm: str, kd_weight: float) -> list[tuple[str, float, Path]]:
+    """What is trained for an arm: name, teacher's share, and the folder to start from."""
+    untrained = context.folder / "untrained"
+    if context.recipe.student.cut is None or context.recipe.student.cut.steps == 1:
+        return [(arm, kd_weight, untrained)]
+    return [(f"{arm}-wide", kd_weight, untrained), (arm, kd_weight, context.folder / f"{arm}-narrow")]
 
 
 def _grid_settings(qat: Qat | None) -> dict[str, Any]:

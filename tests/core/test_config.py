@@ -159,3 +159,8 @@ def test_a_cut_has_sizes_or_one_target(cut: dict[str, object], sentence: str) ->
 def test_a_target_in_bytes_is_read_with_its_unit() -> None:
     recipe = validate(Recipe, RECIPE | {"student": {"cut": {"target_bytes": "20 MB"}}}, source="r.toml")
     assert recipe.student.cut and recipe.student.cut.most_bytes == 20e6 and recipe.student.cut.layers is None
+
+
+def test_two_steps_and_a_grid_exclude_one_another() -> None:
+    found = refusal(student={"cut": {"layers": [0], "steps": 2}}, train={"qat": {}})
+    assert found == ["expected student.cut.steps = 1 with [train.qat]: cutting again leaves the grid"]

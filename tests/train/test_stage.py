@@ -182,7 +182,8 @@ def test_student_is_cut_trained_and_compared(tmp_path, deep):
         assert tokenizer.convert_ids_to_tokens(end_ids(ctx.folder / arm)) == ["<|im_end|>"] and len(tokenizer) == 352
     weights = {arm: hashes(ctx.folder / arm)["model.safetensors"] for arm in ("untrained", "student", "control")}
     assert len(set(weights.values())) == 3
-    assert ctx.figures["cut"] == {"layers": [0, 2], "candidates": []}
+    widths = {"hidden": 64, "ffn": 96, "heads": 4, "kv_heads": 2, "head_dim": 16}
+    assert ctx.figures["cut"] == {"layers": [0, 2], "candidates": [], "widths": widths}
     assert ctx.figures["student"]["steps"] == ctx.figures["control"]["steps"] == 6
     assert ctx.figures["student"]["kd_weight"] == 0.5 and ctx.figures["control"]["kd_weight"] == 0
     assert ctx.figures["trained_on"] == 10 and ctx.figures["validated_on"] == 2
@@ -385,3 +386,20 @@ def test_records_without_distributions_are_learnt_from_their_text(tmp_path, deep
     run(ctx)
     weights = [load(ctx.folder / arm).model.embed_tokens.weight.detach().numpy() for arm in ("student", "control")]
     assert np.array_equal(*weights)
+
+
+def test_in_two_steps_each_arm_is_trained_between_depth_and_width(tmp_path, deep):
+    ctx = trained(tmp_path, deep, student={"cut": {"layers": (0, 2), "ffn": 96, "vocab": 352, "steps": 2}})
+    models = {path.parent.name: load(path.parent) for path in ctx.folder.glob("*/config.json")}
+    arms = ("student", "control")
+    assert models.keys() == {"untrained"} | {f"{arm}{step}" for arm in arms for step in ("-wide", "-narrow", "")}
+    for name, model in models.items():
+        wide = name == "untrained" or name.endswith("-wide")
+        assert (model.config.intermediate_size, len(model.model.layers)) == (128 if wide else 96, 2), name
+    for arm, other in (arms, arms[::-1]):
+        names = ("untrained", f"{arm}-wide", f"{other}-wide", f"{arm}-narrow", arm)
+        before, own, theirs, start, end = (models[name].model.layers[1].mlp.up_proj.weight for name in names)
+        assert not torch.equal(own, before) and not torch.equal(own, theirs) and not torch.equal(start, end)
+        assert {tuple(row) for row in start.tolist()} < {tuple(row) for row in own.tolist()}
+    assert ctx.figures["student-wide"]["kd_weight"] == 0.5 and ctx.figures["control-wide"]["kd_weight"] == 0
+    assert load_tokenizer(ctx.folder / "student").chat_template == load_tokenizer(deep).chat_template
