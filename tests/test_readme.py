@@ -94,7 +94,7 @@ def test_the_recipe_fragments_are_valid() -> None:
     assert phi.teacher.model == shown["teacher"]["model"] and phi.student.model == shown["student"]["model"]
     assert phi.train.lora and phi.train.lora.rank == shown["train"]["lora"]["rank"]
     cut = load_recipe(shipped_recipes()["quickstart"]).student.cut
-    assert cut and cut.model_dump(mode="json", exclude_none=True) == tomllib.loads(fragments[1])["student"]["cut"]
+    assert cut and cut.model_dump(mode="json", exclude_defaults=True) == tomllib.loads(fragments[1])["student"]["cut"]
 
 
 def test_the_way_of_the_data_names_every_stage_s_folder() -> None:
