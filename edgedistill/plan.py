@@ -71,7 +71,10 @@ def _data(recipe: Recipe) -> dict[str, Any]:
 
 
 def _teacher(recipe: Recipe) -> dict[str, Any]:
-    teacher = recipe.teacher.model_dump(mode="json", exclude={"engine"}) | {"model": _model(recipe.teacher.model)}
+    if recipe.teacher.is_api:  # its folder holds the student's tokenizer
+        student, api = _model(str(recipe.student.model)), recipe.teacher.identity()
+        return {"api": api, "student": student, "task": _task(recipe, "chat_template")}
+    teacher = recipe.teacher.model_dump(mode="json", include={"adapt"}) | {"model": _model(recipe.teacher.model)}
     if recipe.teacher.adapt is None:
         return {"teacher": teacher, "task": _task(recipe, "chat_template")}
     task = _task(recipe, "answer", "chat_template", "max_new_tokens")
@@ -82,6 +85,9 @@ def _teacher(recipe: Recipe) -> dict[str, Any]:
 def _synth(recipe: Recipe) -> dict[str, Any]:
     synth = recipe.synth.model_dump(mode="json")
     task = _task(recipe, "answer", "answer_schema", "copied", "chat_template", "max_new_tokens")
+    if recipe.teacher.is_api:
+        synth = {name: synth[name] for name in ("label_gold", "shard_size")}
+        return {"synth": synth, "api": recipe.teacher.answering(), "task": task}
     return {"synth": synth, "engine": recipe.teacher.engine, "dtype": recipe.train.dtype, "task": task}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill import plan
-from edgedistill.cli import show
+from edgedistill.cli import entries, show
 from edgedistill.cli.progress import reporter
 from edgedistill.core.artifact import Manifest
 from edgedistill.core.budget import Verdict
@@ -55,6 +55,14 @@ def follow(
         print(f"results: {run.folder / FOLDERS[until]}")
         return EXIT_OK
     return _conclude(run)
+
+
+def estimate_of(reference: str, overrides: tuple[str, ...], *, runs_dir: Path) -> dict[str, Any]:
+    """What the teacher's answers would take: the prompts are made, as they must be, and nothing is asked."""
+    run = plan.resolve(reference, overrides, runs_dir=runs_dir)
+    with reporter() as report:
+        plan.execute(run, report, until="data")
+    return entries.estimate(run)
 
 
 def report_files(reference: str, overrides: tuple[str, ...], *, runs_dir: Path) -> dict[str, str]:

@@ -53,6 +53,9 @@ Set = Annotated[
 RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where runs are kept.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Hash every file of finished stages again.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Make the prompts; tell requests, tokens, cost and time; ask nothing.")
+]
 TargetId = Annotated[str, typer.Argument(metavar="ID", help="A target's id or TOML file.")]
 ModelBytes = Annotated[float, typer.Option(metavar="N", help="Bytes of weights read per token: the file, tables out.")]
 Quant = Annotated[str, typer.Option(metavar="NAME", help="Quantization as the target's anchors name it, such as q4_0.")]
@@ -142,10 +145,16 @@ def run(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, v
 
 
 @app.command()
-def synth(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False) -> None:
+def synth(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False,
+          dry_run: DryRun = False, as_json: Json = False) -> None:  # fmt: skip
     """Run phase 1: data, teacher, the teacher's answers."""
-    from edgedistill.cli.follow import follow
+    from edgedistill.cli import show
+    from edgedistill.cli.follow import estimate_of, follow
 
+    if dry_run:
+        found = estimate_of(reference, tuple(overrides or ()), runs_dir=runs_dir)
+        _print(found if as_json else show.estimate_text(found), as_json=as_json)
+        raise typer.Exit
     raise typer.Exit(follow(reference, tuple(overrides or ()), runs_dir=runs_dir, verify=verify, until="synth"))
 
 

@@ -12,6 +12,7 @@ from edgedistill.core.config import did_you_mean, load_toml, validate_overridden
 from edgedistill.core.errors import InputError
 from edgedistill.core.measurement import Workload
 from edgedistill.core.model import Noun
+from edgedistill.core.teacher import API_ENGINES, Teacher
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Field(ge=1)]
@@ -56,30 +57,6 @@ class Data(Noun):
             if not self.generator and isinstance(value, int) and value:
                 raise ValueError(f"{name} = {value!r}: expected a JSONL path, because no generator is named")
         return self
-
-
-class Adapt(Noun):
-    """LoRA adaptation of the teacher to the gold split, and the exact match on `valid` it must reach.
-
-    Layers before `first_layer` stay as they are, which saves their part of the backward pass.
-    """
-
-    rank: Positive = 16
-    alpha: Positive = 32
-    first_layer: Annotated[int, Field(ge=0)] = 0
-    lr: float = 1e-3
-    epochs: float = 2.0
-    batch_size: Positive = 16
-    warmup_ratio: Share = 0.05
-    min_exact_match: Share = 0.95
-
-
-class Teacher(Noun):
-    """The model that answers. `model`: Hub id, local folder, local GGUF, or `pypi:PACKAGE==VERSION`."""
-
-    model: str
-    engine: Literal["hf", "llamacpp"] = "hf"
-    adapt: Adapt | None = None
 
 
 class Synth(Noun):
@@ -173,6 +150,8 @@ class Train(Noun):
 class Export(Noun):
     """Variants to build; `release` are those that ship and that budgets apply to; the teacher merely quantized.
 
+    A teacher behind an API has no variants.
+
     `calibrate` chooses the student's codes with error feedback from its records, both formats' alike.
     """
 
@@ -260,6 +239,24 @@ class Recipe(Noun):
         return self
 
     @model_validator(mode="after")
+    def _an_api_teacher_leaves_only_text(self) -> Recipe:
+        if not self.teacher.is_api:
+            return self
+        if self.student.model is None:
+            raise ValueError(
+                f'expected student.model with teacher.engine = "{self.teacher.engine}", found [student.cut], which '
+                "needs the teacher's weights"
+            )
+        for identity, budget in self.budget.items():
+            relative = budget.max_ratio is not None or budget.min_ratio is not None
+            if relative and (budget.against == "teacher" or budget.against.startswith("teacher-")):
+                raise ValueError(
+                    f"budget.{identity}.against: expected a model that is measured here, found {budget.against!r}, "
+                    "which answers through an API; name another, such as 'untrained'"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _budgets_name_what_exists(self) -> Recipe:
         for identity, budget in self.budget.items():
             if budget.target is not None and budget.target not in self.bench.targets:
@@ -341,7 +338,9 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
                 section[name] = str((folder / section[name]).resolve())
     for table in ("teacher", "student"):
         section = data.get(table)
-        if isinstance(section, dict) and isinstance(section.get("model"), str):
+        if not isinstance(section, dict) or section.get("engine") in API_ENGINES:
+            continue  # an API's name of a model is no path
+        if isinstance(section.get("model"), str):
             local = folder / section["model"]
             section["model"] = str(local.resolve()) if local.exists() else section["model"]
     return data

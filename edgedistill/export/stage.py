@@ -87,7 +87,7 @@ def _orders(context: StageContext) -> list[Order]:
     export = context.recipe.export
     student = context.folder_of("train") / "student"
     orders = [Order(name, student, *name.split("-")) for name in export.variants]
-    for name in export.teacher_variants:
+    for name in () if context.recipe.teacher.is_api else export.teacher_variants:
         form, precision = name.split("-")
         orders.append(Order(f"teacher-{precision}", context.folder_of("teacher"), form, precision))
     return orders

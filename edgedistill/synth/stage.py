@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
@@ -14,10 +14,11 @@ from edgedistill.core.files import read_jsonl, write_jsonl
 from edgedistill.core.host import usable_cores
 from edgedistill.core.recipe import Recipe, Task
 from edgedistill.core.records import Message, Prompt
-from edgedistill.core.runfolder import StageContext, read_manifest
+from edgedistill.core.runfolder import FOLDERS, StageContext, read_manifest
 
 if TYPE_CHECKING:
-    from edgedistill.synth.label import Judge
+    from edgedistill.synth.label import Counts, Judge
+    from edgedistill.synth.service import Service
 
 SPLITS = ("heldout", "valid", "gold", "prompts")  # what stands in an earlier one is left out of the later ones
 
@@ -56,6 +57,9 @@ def run_synth(context: StageContext) -> None:
     from edgedistill.runtimes.precision import session_dtype
     from edgedistill.synth.label import Request, label, request_id
 
+    if context.recipe.teacher.is_api:
+        _label_remotely(context)
+        return
     recipe = context.recipe
     task, synth = recipe.task, recipe.synth
     judge = _judge(task)
@@ -105,6 +109,116 @@ def run_synth(context: StageContext) -> None:
             shard_size=synth.shard_size,
             progress=progress,
         )
+    _tell(context, counts, teacher=teacher)
+
+
+def estimate(run: Path, recipe: Recipe) -> dict[str, Any]:
+    """What phase 1 would ask, use and cost, as JSON values, from the prompts in `run`; nothing is sent.
+
+    A teacher of one's own costs nothing, and how fast it is shows only when it runs.
+    """
+    from edgedistill.synth import service
+
+    paths = _prompt_files(recipe, run / FOLDERS["data"])
+    if recipe.teacher.is_api:
+        found = _service(recipe)
+        return service.estimate(
+            paths, journal=found.journal_in(run), service=found, concurrency=recipe.teacher.concurrency
+        )
+    return service.estimate_local(
+        paths, teacher=f"{recipe.teacher.engine}:{recipe.teacher.model}", max_new_tokens=recipe.task.max_new_tokens
+    )
+
+
+def _label_remotely(context: StageContext) -> None:
+    """Ask the API for what is missing, then write records in the student's tokens from what it said."""
+    from edgedistill.runtimes import chat
+    from edgedistill.runtimes.logit_cache import CacheIdentity
+    from edgedistill.synth import api_records, remote
+    from edgedistill.synth.api_logprobs import token_bytes
+    from edgedistill.synth.clients import read_key
+    from edgedistill.synth.service import figures_of
+
+    recipe, teacher = context.recipe, context.recipe.teacher
+    judge = _judge(recipe.task)
+    service = _service(recipe)
+    paths = _prompt_files(recipe, context.folder_of("data"))
+    journal = service.journal_in(context.run)
+    if teacher.terms is None or teacher.terms.training_allowed is not True:
+        said = "unknown" if teacher.terms is None else str(teacher.terms.training_allowed).lower()
+        context.report.note(f"terms: whether {service.name} allows training on its answers: {said}")
+    remote.ask_all(
+        paths,
+        folder=journal,
+        service=service,
+        client={
+            "key": read_key(teacher.key_name),
+            "base_url": teacher.base_url,
+            "accepts": teacher.accepts,
+            "timeout_s": teacher.timeout_s,
+        },
+        concurrency=teacher.concurrency,
+        attempts=teacher.attempts,
+        smoke=teacher.smoke,
+        judge=judge,
+        report=context.report,
+    )
+    folder = context.folder_of("teacher")
+    tokenizer = chat.load_tokenizer(folder)
+    template = chat.template_of(tokenizer, recipe.task.chat_template)
+    ends = chat.end_ids(folder)
+    counts = api_records.write_records(
+        paths,
+        folder=context.folder,
+        journal=journal,
+        service=service,
+        judge=judge,
+        prompt_ids=lambda prompt: chat.encode(tokenizer, chat.render(tokenizer, prompt.messages, template=template)),
+        text_ids=lambda text: chat.encode(tokenizer, text),
+        end_id=chat.turn_end(tokenizer, template=template, ends=ends),
+        end_ids=ends,
+        identity=CacheIdentity(
+            tokenizer=chat.tokenizer_hash(folder), template=chat.template_hash(template), teacher=service.name
+        ),
+        token_ids=token_bytes(folder) if teacher.top_logprobs else {},
+        top_k=teacher.top_logprobs,
+        shard_size=recipe.synth.shard_size,
+    )
+    terms = teacher.terms.model_dump(mode="json") if teacher.terms else None
+    context.figures.update(figures_of(journal, service=service) | {"terms": terms})
+    _tell(context, counts, teacher=service.name)
+
+
+def _service(recipe: Recipe) -> Service:
+    from edgedistill.synth.clients import sampling_of
+    from edgedistill.synth.service import Service
+    from edgedistill.synth.spend import Rates
+
+    teacher = recipe.teacher
+    most = teacher.max_output_tokens or recipe.task.max_new_tokens
+    price = teacher.price
+    return Service(
+        engine=teacher.engine,
+        model=teacher.model,
+        revision=teacher.revision,
+        sampling=sampling_of(
+            teacher.engine,
+            max_output_tokens=most,
+            temperature=teacher.temperature,
+            top_logprobs=teacher.top_logprobs,
+            max_tokens_name=teacher.max_tokens_name,
+            official=teacher.base_url is None,
+            extra_body=teacher.extra_body,
+        ),
+        max_output_tokens=most,
+        rates=Rates(price.input_per_mtok, price.output_per_mtok) if price else None,
+        currency=price.currency if price else "",
+        money=teacher.limits.money,
+        tokens=teacher.limits.tokens,
+    )
+
+
+def _tell(context: StageContext, counts: Counts, *, teacher: str) -> None:
     context.figures.update(
         {
             "asked": counts.asked,
@@ -179,15 +293,18 @@ def _judge(task: Task) -> Judge:
 
 
 def _prompts(context: StageContext) -> list[Prompt]:
-    names = ("gold", "prompts") if context.recipe.synth.label_gold else ("prompts",)
     prompts = []
-    for name in names:
-        path = context.folder_of("data") / f"{name}.jsonl"
+    for path in _prompt_files(context.recipe, context.folder_of("data")):
         rows = enumerate(read_jsonl(path), start=1)
         prompts += [validate(Prompt, row, source=f"{path} line {number}") for number, row in rows]
     if not prompts:
         raise InputError("expected prompts for the teacher to label, found none; set data.prompts or synth.label_gold")
     return prompts
+
+
+def _prompt_files(recipe: Recipe, data: Path) -> list[Path]:
+    names = ("gold", "prompts") if recipe.synth.label_gold else ("prompts",)
+    return [data / f"{name}.jsonl" for name in names]
 
 
 def _weights(context: StageContext) -> Path:
