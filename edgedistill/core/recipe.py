@@ -199,11 +199,13 @@ class Gate(Noun):
     """How budgets are judged: confidence, the most further blocks `gate --settle` may measure, the stored baseline.
 
     With `settle_blocks` each look at the measurements is stricter, so that all looks together err no more often.
+    `require_terms` lets no answer of an API train a model unless `[teacher.terms]` say that it may.
     """
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     settle_blocks: Annotated[int, Field(ge=0)] = 0
     baseline: str | None = None
+    require_terms: bool = False
 
 
 class Recipe(Noun):
@@ -246,6 +248,13 @@ class Recipe(Noun):
             raise ValueError(
                 f'expected student.model with teacher.engine = "{self.teacher.engine}", found [student.cut], which '
                 "needs the teacher's weights"
+            )
+        terms = self.teacher.terms
+        if self.gate.require_terms and (terms is None or terms.training_allowed is not True):
+            found = "no [teacher.terms]" if terms is None else f"{terms.training_allowed!r}"
+            raise ValueError(
+                f"expected teacher.terms.training_allowed = true, because gate.require_terms is, found {found}; ask the "
+                "provider, or take another teacher"
             )
         for identity, budget in self.budget.items():
             relative = budget.max_ratio is not None or budget.min_ratio is not None

@@ -66,6 +66,17 @@ def test_an_api_has_no_weights_to_cut_export_or_compare_with() -> None:
     assert recipe(budget={"size": size | {"against": "untrained"}, "most": {"metric": "artifact_bytes", "max": "1 MB"}})
 
 
+def test_a_gate_that_requires_terms_is_heard_before_anything_is_paid() -> None:
+    asked = {"model": "m", "engine": "openai"}
+    terms = {"source": "a page", "date": "2026-01-02"}
+    for wrong, said in ((None, r"no \[teacher.terms\]"), (False, "False"), ("unknown", "'unknown'")):
+        given = {} if wrong is None else {"terms": terms | {"training_allowed": wrong}}
+        with pytest.raises(InputError, match=f"because gate.require_terms is, found {said}"):
+            recipe(teacher=asked | given, gate={"require_terms": True})
+    assert recipe(teacher=asked | {"terms": terms | {"training_allowed": True}}, gate={"require_terms": True})
+    assert recipe(teacher={"model": "m"}, gate={"require_terms": True})  # a model of one's own has its licence
+
+
 def test_the_key_s_variable_is_the_provider_s_own_unless_named() -> None:
     assert teacher(engine="openai").key_name == "OPENAI_API_KEY"
     assert teacher(engine="anthropic").key_name == "ANTHROPIC_API_KEY"
