@@ -71,7 +71,7 @@ def estimate_text(found: dict[str, Any]) -> str:
         ("limits", ", ".join(limits) or "none", ""),
         ("estimated from", found["from"], ""),
     ]
-    return table(("", "likely", ""), rows)
+    return "\n\n".join((table(("", "likely", ""), rows), *map(estimate_text, found.get("further", ()))))
 
 
 def step_line(step: Step, *, figures: dict[str, Any]) -> str:

@@ -249,12 +249,12 @@ class Recipe(Noun):
                 f'expected student.model with teacher.engine = "{self.teacher.engine}", found [student.cut], which '
                 "needs the teacher's weights"
             )
-        terms = self.teacher.terms
-        if self.gate.require_terms and (terms is None or terms.training_allowed is not True):
-            found = "no [teacher.terms]" if terms is None else f"{terms.training_allowed!r}"
+        doubtful = [t.terms for t in self.teacher.all if t.terms is None or t.terms.training_allowed is not True]
+        if self.gate.require_terms and doubtful:
+            found = "no [teacher.terms]" if doubtful[0] is None else f"{doubtful[0].training_allowed!r}"
             raise ValueError(
-                f"expected teacher.terms.training_allowed = true, because gate.require_terms is, found {found}; ask the "
-                "provider, or take another teacher"
+                f"expected teacher.terms.training_allowed = true, because gate.require_terms is, found {found}; ask "
+                "the provider, or take another teacher"
             )
         for identity, budget in self.budget.items():
             relative = budget.max_ratio is not None or budget.min_ratio is not None

@@ -69,6 +69,9 @@ class Teacher(Noun):
     anew. `accepts` names models that a reply may come from besides `model` and its dated snapshots. `timeout_s` is for
     one attempt, `attempts` the most per request, `concurrency` the most in flight, `smoke` how many are asked and shown
     before the rest. `temperature` is sent where it is set: some models take none. `extra_body` is sent as it is.
+
+    `further` teachers share the work by `mix`: `tag` gives them the prompts of their `kinds`, `share` that part of the
+    prompts, `vote` asks all of them and keeps what most say, `cascade` asks the next one where no answer is kept yet.
     """
 
     model: str
@@ -90,6 +93,15 @@ class Teacher(Noun):
     price: Price | None = None
     limits: Limits = Limits()
     terms: Terms | None = None
+    mix: Literal["tag", "share", "vote", "cascade"] | None = None
+    kinds: tuple[str, ...] = ()
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    further: tuple[Teacher, ...] = ()
+
+    @property
+    def all(self) -> tuple[Teacher, ...]:
+        """This teacher and the further ones, in the order in which they are asked."""
+        return self, *self.further
 
     @property
     def is_api(self) -> bool:
@@ -102,12 +114,14 @@ class Teacher(Noun):
 
     def identity(self) -> dict[str, Any]:
         """Who answers behind an API, and under which terms."""
-        return self.model_dump(mode="json", include={"engine", "model", "revision", "terms"})
+        own = self.model_dump(mode="json", include={"engine", "model", "revision", "terms"})
+        return own | ({"further": [teacher.identity() for teacher in self.further]} if self.further else {})
 
     def answering(self) -> dict[str, Any]:
         """What the answers of an API depend on: not where it is reached, how fast, or for what money."""
         settings = {"max_output_tokens", "max_tokens_name", "temperature", "top_logprobs", "extra_body"}
-        return self.identity() | self.model_dump(mode="json", include=settings)
+        own = self.identity() | self.model_dump(mode="json", include=settings | {"mix", "kinds", "share"})
+        return own | ({"further": [teacher.answering() for teacher in self.further]} if self.further else {})
 
     @model_validator(mode="after")
     def _settings_fit_the_engine(self) -> Teacher:
@@ -126,6 +140,24 @@ class Teacher(Noun):
             wrong = [name for name in ("top_logprobs", "max_tokens_name") if getattr(self, name)]
             if wrong:
                 raise ValueError(f'expected no {wrong[0]} with engine "anthropic", whose Messages API has none')
+        return self
+
+    @model_validator(mode="after")
+    def _further_teachers_have_their_part(self) -> Teacher:
+        if bool(self.further) != (self.mix is not None):
+            raise ValueError("expected mix and [[teacher.further]] together, found one of them")
+        for teacher in self.further:
+            if not teacher.is_api or teacher.further:
+                raise ValueError('expected further teachers of engine "openai" or "anthropic", none with further ones')
+            for name in ("tag", "share"):
+                given = bool(teacher.kinds) if name == "tag" else teacher.share is not None
+                if given != (self.mix == name):
+                    key = "kinds" if name == "tag" else "share"
+                    raise ValueError(f'expected {key} of each further teacher with mix = "{name}", and with no other')
+        if self.mix == "share" and sum(teacher.share or 0 for teacher in self.further) > 1:
+            raise ValueError("expected shares of at most 1 together")
+        if self.further and any(teacher.top_logprobs for teacher in self.all):
+            raise ValueError("expected no top_logprobs with further teachers: distributions are learnt of one teacher")
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.core.errors import StageError, shortened
-from edgedistill.core.files import iter_jsonl
 from edgedistill.core.records import Prompt
 from edgedistill.core.runfolder import Reporter
 from edgedistill.synth.clients import open_client
@@ -36,8 +35,9 @@ def ask_all(
     smoke: int,
     judge: Judge,
     report: Reporter,
+    wanted: Callable[[Prompt], bool] = lambda prompt: True,
 ) -> None:
-    """Ask every prompt of `paths` that the journal in `folder` has no answer to: `smoke` of them first, and show these.
+    """Ask every `wanted` prompt of `paths` that has no answer in `folder`'s journal; show the first `smoke` of them.
 
     `client` has the further arguments of `open_client`.
 
@@ -48,11 +48,11 @@ def ask_all(
     """
     journal = Journal(folder)
     try:
-        total = sum(1 for path in paths for _ in iter_jsonl(path))
+        total = sum(1 for _ in filter(wanted, stream_prompts(paths)))
         found = asyncio.run(
             _asked(
                 paths, journal=journal, service=service, client=client, concurrency=concurrency, attempts=attempts,
-                smoke=smoke, judge=judge, report=report, total=total,
+                smoke=smoke, judge=judge, report=report, total=total, wanted=wanted,
             )
         )  # fmt: skip
     finally:
@@ -77,11 +77,12 @@ async def _asked(
     judge: Judge,
     report: Reporter,
     total: int,
+    wanted: Callable[[Prompt], bool],
 ) -> Collected:
     prompts: dict[str, Prompt] = {}  # those in flight
 
     def questions() -> Iterator[Question]:
-        for prompt in stream_prompts(paths):
+        for prompt in filter(wanted, stream_prompts(paths)):
             question = service.question(prompt)
             if not journal.answered(question.id):
                 prompts[question.id] = prompt

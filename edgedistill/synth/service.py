@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,14 @@ def figures_of(journal: Path, *, service: Service) -> dict[str, Any]:
     return figures
 
 
-def estimate(paths: Sequence[Path], *, journal: Path, service: Service, concurrency: int) -> dict[str, Any]:
+def estimate(
+    paths: Sequence[Path],
+    *,
+    journal: Path,
+    service: Service,
+    concurrency: int,
+    wanted: Callable[[Prompt], bool] = lambda prompt: True,
+) -> dict[str, Any]:
     """What asking for the missing answers would take, sending nothing; `at_most` is what would be held back for it.
 
     Where answers are there already, their tokens and times stand for the rest; else a token is taken for four bytes of
@@ -87,7 +94,7 @@ def estimate(paths: Sequence[Path], *, journal: Path, service: Service, concurre
     known = Journal(journal) if past.answered else None
     try:
         total = waiting = typical_in = most_in = 0
-        for prompt in stream_prompts(paths):
+        for prompt in filter(wanted, stream_prompts(paths)):
             total += 1
             if known is None or not known.answered(service.question(prompt).id):
                 most, _ = most_tokens(prompt.messages, max_output_tokens=0)

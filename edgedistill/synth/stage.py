@@ -17,8 +17,12 @@ from edgedistill.core.records import Message, Prompt
 from edgedistill.core.runfolder import FOLDERS, StageContext, read_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgedistill.core.teacher import Teacher
     from edgedistill.synth.label import Counts, Judge
     from edgedistill.synth.service import Service
+    from edgedistill.synth.several import Asked
 
 SPLITS = ("heldout", "valid", "gold", "prompts")  # what stands in an earlier one is left out of the later ones
 
@@ -115,87 +119,103 @@ def run_synth(context: StageContext) -> None:
 def estimate(run: Path, recipe: Recipe) -> dict[str, Any]:
     """What phase 1 would ask, use and cost, as JSON values, from the prompts in `run`; nothing is sent.
 
-    A teacher of one's own costs nothing, and how fast it is shows only when it runs.
+    Each of several teachers has its own under `further`; one of a cascade is told of all prompts that it may get. A
+    teacher of one's own costs nothing, and how fast it is shows only when it runs.
     """
-    from edgedistill.synth import service
+    from edgedistill.synth import service, several
 
-    paths = _prompt_files(recipe, run / FOLDERS["data"])
-    if recipe.teacher.is_api:
-        found = _service(recipe)
-        return service.estimate(
-            paths, journal=found.journal_in(run), service=found, concurrency=recipe.teacher.concurrency
+    paths, teacher = _prompt_files(recipe, run / FOLDERS["data"]), recipe.teacher
+    if not teacher.is_api:
+        return service.estimate_local(
+            paths, teacher=f"{teacher.engine}:{teacher.model}", max_new_tokens=recipe.task.max_new_tokens
         )
-    return service.estimate_local(
-        paths, teacher=f"{recipe.teacher.engine}:{recipe.teacher.model}", max_new_tokens=recipe.task.max_new_tokens
-    )
+    asked = _asked(recipe)
+    found = [
+        service.estimate(
+            paths,
+            journal=asked[number].service.journal_in(run),
+            service=asked[number].service,
+            concurrency=one.concurrency,
+            wanted=lambda prompt, number=number: number in several.route(prompt, asked, mix=teacher.mix),
+        )
+        for number, one in enumerate(teacher.all)
+    ]
+    return found[0] | {"further": found[1:]}
 
 
 def _label_remotely(context: StageContext) -> None:
-    """Ask the API for what is missing, then write records in the student's tokens from what it said."""
-    from edgedistill.runtimes import chat
-    from edgedistill.runtimes.logit_cache import CacheIdentity
-    from edgedistill.synth import api_records, remote
-    from edgedistill.synth.api_logprobs import token_bytes
-    from edgedistill.synth.clients import read_key
+    """Ask the APIs for what is missing, then write records in the student's tokens from what they said."""
+    from edgedistill.synth import api_records, several
     from edgedistill.synth.service import figures_of
 
     recipe, teacher = context.recipe, context.recipe.teacher
-    judge = _judge(recipe.task)
-    service = _service(recipe)
-    paths = _prompt_files(recipe, context.folder_of("data"))
-    journal = service.journal_in(context.run)
+    judge, paths, asked = _judge(recipe.task), _prompt_files(recipe, context.folder_of("data")), _asked(recipe)
+    for number, one in enumerate(teacher.all):
+        _ask(context, one, number, asked, judge=judge)
+    with contextlib.ExitStack() as stack:
+        counts = api_records.write_records(
+            paths,
+            folder=context.folder,
+            settle=several.settling(asked, context.run, stack, mix=teacher.mix, judge=judge),
+            tokens=api_records.student_tokens(
+                context.folder_of("teacher"),
+                chat_template=recipe.task.chat_template,
+                teacher=asked[0].service.name,
+                distributions=bool(teacher.top_logprobs),
+            ),
+            top_k=teacher.top_logprobs,
+            shard_size=recipe.synth.shard_size,
+        )
+    figures = [
+        figures_of(a.service.journal_in(context.run), service=a.service)
+        | {"terms": one.terms.model_dump(mode="json") if one.terms else None}
+        for a, one in zip(asked, teacher.all, strict=True)
+    ]
+    context.figures.update(figures[0] | ({"further": figures[1:]} if figures[1:] else {}))
+    _tell(context, counts, teacher=asked[0].service.name)
+
+
+def _ask(context: StageContext, teacher: Teacher, number: int, asked: Sequence[Asked], *, judge: Judge) -> None:
+    from edgedistill.synth import remote, several
+    from edgedistill.synth.clients import read_key
+
+    service = asked[number].service
     if teacher.terms is None or teacher.terms.training_allowed is not True:
         said = "unknown" if teacher.terms is None else str(teacher.terms.training_allowed).lower()
         context.report.note(f"terms: whether {service.name} allows training on its answers: {said}")
-    remote.ask_all(
-        paths,
-        folder=journal,
-        service=service,
-        client={
-            "key": read_key(teacher.key_name),
-            "base_url": teacher.base_url,
-            "accepts": teacher.accepts,
-            "timeout_s": teacher.timeout_s,
-        },
-        concurrency=teacher.concurrency,
-        attempts=teacher.attempts,
-        smoke=teacher.smoke,
-        judge=judge,
-        report=context.report,
-    )
-    folder = context.folder_of("teacher")
-    tokenizer = chat.load_tokenizer(folder)
-    template = chat.template_of(tokenizer, recipe.task.chat_template)
-    ends = chat.end_ids(folder)
-    counts = api_records.write_records(
-        paths,
-        folder=context.folder,
-        journal=journal,
-        service=service,
-        judge=judge,
-        prompt_ids=lambda prompt: chat.encode(tokenizer, chat.render(tokenizer, prompt.messages, template=template)),
-        text_ids=lambda text: chat.encode(tokenizer, text),
-        end_id=chat.turn_end(tokenizer, template=template, ends=ends),
-        end_ids=ends,
-        identity=CacheIdentity(
-            tokenizer=chat.tokenizer_hash(folder), template=chat.template_hash(template), teacher=service.name
-        ),
-        token_ids=token_bytes(folder) if teacher.top_logprobs else {},
-        top_k=teacher.top_logprobs,
-        shard_size=recipe.synth.shard_size,
-    )
-    terms = teacher.terms.model_dump(mode="json") if teacher.terms else None
-    context.figures.update(figures_of(journal, service=service) | {"terms": terms})
-    _tell(context, counts, teacher=service.name)
+    with contextlib.ExitStack() as stack:
+        remote.ask_all(
+            _prompt_files(context.recipe, context.folder_of("data")),
+            folder=service.journal_in(context.run),
+            service=service,
+            client={
+                "key": read_key(teacher.key_name),
+                "base_url": teacher.base_url,
+                "accepts": teacher.accepts,
+                "timeout_s": teacher.timeout_s,
+            },
+            concurrency=teacher.concurrency,
+            attempts=teacher.attempts,
+            smoke=teacher.smoke,
+            judge=judge,
+            report=context.report,
+            wanted=several.waits_for(asked, number, context.run, stack, mix=context.recipe.teacher.mix, judge=judge),
+        )
 
 
-def _service(recipe: Recipe) -> Service:
+def _asked(recipe: Recipe) -> list[Asked]:
+    from edgedistill.synth.several import Asked
+
+    limit = recipe.task.max_new_tokens
+    return [Asked(_service(one, limit=limit), one.kinds, one.share) for one in recipe.teacher.all]
+
+
+def _service(teacher: Teacher, *, limit: int) -> Service:
     from edgedistill.synth.clients import sampling_of
     from edgedistill.synth.service import Service
     from edgedistill.synth.spend import Rates
 
-    teacher = recipe.teacher
-    most = teacher.max_output_tokens or recipe.task.max_new_tokens
+    most = teacher.max_output_tokens or limit
     price = teacher.price
     return Service(
         engine=teacher.engine,

@@ -57,6 +57,31 @@ def test_what_does_not_fit_is_said(named: dict[str, Any], message: str) -> None:
         teacher(**named)
 
 
+OTHER = {"model": "n", "engine": "anthropic"}
+
+
+def test_several_teachers_share_the_work_in_one_way() -> None:
+    one = teacher(engine="openai", mix="share", further=[OTHER | {"share": 0.5}])
+    assert [t.model for t in one.all] == ["m", "n"]
+    assert validate(Teacher, one.model_dump(mode="json"), source="lock") == one
+    assert one.answering()["further"][0]["share"] == 0.5
+    for wrong, message in (
+        ({"mix": "vote"}, r"expected mix and \[\[teacher.further\]\] together"),
+        ({"further": [OTHER]}, r"expected mix and \[\[teacher.further\]\] together"),
+        ({"mix": "vote", "further": [{"model": "a"}]}, 'expected further teachers of engine "openai" or "anthropic"'),
+        ({"mix": "tag", "further": [OTHER]}, 'expected kinds of each further teacher with mix = "tag"'),
+        ({"mix": "vote", "further": [OTHER | {"share": 0.5}]}, "expected share of each further teacher with mix ="),
+        ({"mix": "share", "further": [OTHER | {"share": 0.6}] * 2}, "expected shares of at most 1 together"),
+        ({"mix": "vote", "further": [OTHER], "top_logprobs": 3}, "expected no top_logprobs with further teachers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            teacher(engine="openai", **wrong)
+    with pytest.raises(InputError, match=r"because gate.require_terms is"):
+        terms = {"training_allowed": True, "source": "a page", "date": "2026-01-02"}
+        both = {"model": "m", "engine": "openai", "mix": "vote", "further": [OTHER], "terms": terms}
+        recipe(teacher=both, gate={"require_terms": True})
+
+
 def test_an_api_has_no_weights_to_cut_export_or_compare_with() -> None:
     with pytest.raises(InputError, match=r"expected student.model with teacher.engine = \"openai\""):
         recipe(student={"cut": {"layers": 1}})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import random
@@ -22,11 +24,12 @@ from edgedistill.core.runfolder import SilentReporter
 from edgedistill.runtimes.logit_cache import CacheIdentity, open_cache
 from edgedistill.synth import pace, remote
 from edgedistill.synth.api_logprobs import FLOOR, logit_row
-from edgedistill.synth.api_records import write_records
-from edgedistill.synth.journal import read_past
+from edgedistill.synth.api_records import StudentTokens, write_records
+from edgedistill.synth.journal import Journal, read_past
 from edgedistill.synth.label import read_records
 from edgedistill.synth.prompt_files import make_prompt
-from edgedistill.synth.service import Service, estimate, figures_of
+from edgedistill.synth.service import Service, estimate, figures_of, stream_prompts
+from edgedistill.synth.several import Asked, chosen, outcome_of, route, settling, waits_for
 from edgedistill.synth.spend import Rates
 
 pytest.importorskip("openai", reason="the extra `api` is not installed")
@@ -87,13 +90,19 @@ def ask(server: Server, paths: list[Path], folder: Path, *, report: Notes | None
     return report
 
 
-def records(paths: list[Path], folder: Path, journal: Path, **named: Any) -> dict[str, bytes]:
+def records(
+    paths: list[Path], folder: Path, journal: Path, *, ids: dict[str, int] | None = None, top_k: int = 0
+) -> dict[str, bytes]:
     folder.mkdir(exist_ok=True)
-    settings = {"token_ids": {}, "top_k": 0, "end_ids": (2,), "text_ids": lambda text: list(text.encode())} | named
-    counts = write_records(
-        paths, folder=folder, journal=journal, service=service(), judge=judge, end_id=2, identity=IDENTITY,
-        prompt_ids=lambda prompt: [1, *prompt.messages[-1].content.encode()], shard_size=16, **settings,
+    tokens = StudentTokens(
+        prompt=lambda prompt: [1, *prompt.messages[-1].content.encode()], text=lambda text: list(text.encode()),
+        end_id=2, end_ids=(2,), identity=IDENTITY, of_bytes=ids or {},
     )  # fmt: skip
+    with contextlib.closing(Journal(journal)) as answers:
+        counts = write_records(
+            paths, folder=folder, tokens=tokens, top_k=top_k, shard_size=16,
+            settle=lambda prompt: chosen(prompt, [outcome_of(prompt, service(), answers, judge)], mix=None),
+        )  # fmt: skip
     found = {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
     rows = [record for _, shard in read_records(folder) for record in shard]
     rejected = list(iter_jsonl(folder / "rejected.jsonl"))
@@ -249,7 +258,7 @@ def test_log_probs_of_the_students_tokens_become_distributions(tmp_path: Path) -
     prompts = written(tmp_path, 3)
     with serve(extra=extra) as server:
         ask(server, [prompts], tmp_path / "j")
-    records([prompts], tmp_path / "out", tmp_path / "j", token_ids=ids, top_k=4)
+    records([prompts], tmp_path / "out", tmp_path / "j", ids=ids, top_k=4)
     ((_, rows),) = read_records(tmp_path / "out")
     cache = open_cache([tmp_path / "out" / "logits-00000.safetensors"], identity=IDENTITY)
     assert [row.logits_key is None for row in rows] == [False, True, False]
@@ -268,3 +277,59 @@ def test_an_answer_with_an_end_token_in_it_is_rejected(tmp_path: Path) -> None:
     files = records([prompts], tmp_path / "out", tmp_path / "j")
     (row,) = (json.loads(line) for line in files["rejected.jsonl"].splitlines())
     assert row["reason"] == "ends-inside" and row["answer"] == "\x02 and on"
+
+
+def several(mix: str, tmp_path: Path, prompts: Path, texts: list[dict[str, str]], **parts: Any) -> dict[str, str]:
+    """Prompt's text → who answered, or why nobody did; teacher `i` says `texts[i]`, or the prompt in capitals."""
+    names = [f"m-{i + 1}" for i in range(len(texts))]
+    asked = [
+        Asked(Service("openai", name, "", {"max_tokens": 16}, 16), *(parts.get(name) or ((), None))) for name in names
+    ]
+    for number, one in enumerate(asked):
+        said = functools.partial(lambda own, text: own.get(text, text.upper()), texts[number])
+        with contextlib.ExitStack() as stack, serve(answer=said) as server:
+            wanted = waits_for(asked, number, tmp_path, stack, mix=mix, judge=judge)
+            folder = one.service.journal_in(tmp_path)
+            ask(server, [prompts], folder, service=one.service, wanted=wanted)
+            parts.setdefault("asked", []).append(len(server.arrived))
+    with contextlib.ExitStack() as stack:
+        settle = settling(asked, tmp_path, stack, mix=mix, judge=judge)
+        outcomes = {p.messages[-1].content: settle(p) for p in stream_prompts([prompts])}
+    return {text: o.fault[0] if o.fault else o.service.model for text, o in outcomes.items()}
+
+
+def test_a_cascade_asks_the_stronger_one_only_what_the_first_got_wrong(tmp_path: Path) -> None:
+    counts: list[int] = []
+    weak = {f"number {i:04}": "odd 7" for i in (1, 4, 8)}
+    strong = {"number 0004": "odd again 7"}
+    found = several("cascade", tmp_path, written(tmp_path, 10), [weak, strong], asked=counts)
+    assert counts == [10, 4]  # number 0007 in capitals is odd too
+    expected = dict.fromkeys((f"number {i:04}" for i in range(10)), "m-1")
+    assert found == expected | {"number 0001": "m-2", "number 0008": "m-2", "number 0004": "odd", "number 0007": "odd"}
+
+
+def test_a_vote_keeps_what_most_say_and_nothing_where_they_disagree(tmp_path: Path) -> None:
+    texts = [
+        {"number 0000": "[1, 2]", "number 0001": "a", "number 0002": "x"},
+        {"number 0000": "no", "number 0001": "b", "number 0002": " y "},
+        {"number 0000": "[1,2]", "number 0001": "c", "number 0002": "y"},
+    ]
+    counts: list[int] = []
+    found = several("vote", tmp_path, written(tmp_path, 10), texts, asked=counts)
+    assert counts == [10, 10, 10]
+    assert [found[f"number {i:04}"] for i in (0, 1, 2, 3, 7)] == ["m-1", "no-majority", "m-2", "m-1", "odd"]
+
+
+def test_tags_and_shares_part_the_prompts_for_good(tmp_path: Path) -> None:
+    path = tmp_path / "kinds.jsonl"
+    kinds = [prompt(i).model_copy(update={"kind": "math" if i % 2 else ""}) for i in range(10)]
+    write_jsonl(path, (p.model_dump(mode="json") for p in kinds))
+    counts: list[int] = []
+    found = several("tag", tmp_path, path, [{}, {}], asked=counts, **{"m-2": (("math",), None)})
+    assert counts == [5, 5] and [found[f"number {i:04}"] for i in (0, 1, 2, 7)] == ["m-1", "m-2", "m-1", "odd"]
+    service_of = [Asked(service()), Asked(service(), share=0.3), Asked(service(), share=0.2)]
+    parts = Counter(route(prompt(i), service_of, mix="share")[0] for i in range(4000))
+    assert [parts[i] / 4000 for i in range(3)] == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+    assert [route(prompt(i), service_of, mix="share") for i in range(50)] == [
+        route(prompt(i), service_of, mix="share") for i in range(50)
+    ]
