@@ -134,21 +134,18 @@ ask(64)
 print(json.dumps({"rss_mb": peak_mb(), "wall_s": time.monotonic() - wall}))
 """
 WRITTEN = """
-from edgedistill.runtimes import chat
-from edgedistill.runtimes.logit_cache import CacheIdentity
-from edgedistill.synth.api_records import write_records
+from edgedistill.synth.api_records import student_tokens, write_records
+from edgedistill.synth.journal import Journal
+from edgedistill.synth.several import chosen, outcome_of
 
-model = Path(sys.argv[4])
 wall = time.monotonic()
-tokenizer = chat.load_tokenizer(model)
-template = chat.template_of(tokenizer)
-ends = chat.end_ids(model)
+tokens = student_tokens(Path(sys.argv[4]), chat_template=None, teacher=service.name, distributions=False)
 (folder / "records").mkdir()
+journal = Journal(folder / "journal")
+keep = lambda answer, finish, prompt: None
 counts = write_records(
-    [path], folder=folder / "records", journal=folder / "journal", service=service, end_id=ends[0], end_ids=ends,
-    judge=lambda answer, finish, prompt: None, identity=CacheIdentity("t", "c", service.name), token_ids={}, top_k=0,
-    prompt_ids=lambda prompt: chat.encode(tokenizer, chat.render(tokenizer, prompt.messages, template=template)),
-    text_ids=lambda text: chat.encode(tokenizer, text), shard_size=512,
+    [path], folder=folder / "records", tokens=tokens, top_k=0, shard_size=512,
+    settle=lambda prompt: chosen(prompt, [outcome_of(prompt, service, journal, keep)], mix=None),
 )
 print(json.dumps({"rss_mb": peak_mb(), "wall_s": time.monotonic() - wall, "kept": counts.kept}))
 """

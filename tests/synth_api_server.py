@@ -89,6 +89,10 @@ class Handler(BaseHTTPRequestHandler):
         data = json.dumps(whole).encode()
         if name == "half-json":
             data = data[: len(data) // 2]
+        if name == "closed":
+            self.close_connection = True
+            self.connection.shutdown(2)
+            return
         if name == "cut":
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
@@ -127,8 +131,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that are gone: tests kill them."""
+
     daemon_threads = True
     request_queue_size = 256
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
 
 
 @contextlib.contextmanager

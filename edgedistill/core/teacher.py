@@ -66,9 +66,11 @@ class Teacher(Noun):
 
     The rest is for `engine = "openai"` (any server that speaks OpenAI's chat completions) and `"anthropic"` (Messages).
     `key_env` names the environment variable of the key. `revision` tells models of one name apart: another one is asked
-    anew. `accepts` names models that a reply may come from besides `model` and its dated snapshots. `timeout_s` is for
-    one attempt, `attempts` the most per request, `concurrency` the most in flight, `smoke` how many are asked and shown
-    before the rest. `temperature` is sent where it is set: some models take none. `extra_body` is sent as it is.
+    anew. `accepts` names models that a reply may come from besides `model` and its dated snapshots. `temperature` is
+    sent where it is set: some models take none. `extra_body` is sent as it is. `timeout_s` is for one attempt,
+    `attempts` the most per request, `concurrency` the most in flight, `smoke` how many are asked and shown before the
+    rest. `mode = "batch"` asks through the provider's batch API, `batch_size` requests at a time, looking every
+    `poll_s` seconds; the price is then that of batches.
 
     `further` teachers share the work by `mix`: `tag` gives them the prompts of their `kinds`, `share` that part of the
     prompts, `vote` asks all of them and keeps what most say, `cascade` asks the next one where no answer is kept yet.
@@ -90,6 +92,9 @@ class Teacher(Noun):
     timeout_s: Amount = 120.0
     attempts: Positive = 8
     smoke: Annotated[int, Field(ge=0)] = 5
+    mode: Literal["live", "batch"] = "live"
+    batch_size: Annotated[int, Field(ge=1, le=50_000)] = 10_000
+    poll_s: Amount = 60.0
     price: Price | None = None
     limits: Limits = Limits()
     terms: Terms | None = None

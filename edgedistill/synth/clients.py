@@ -14,7 +14,7 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from edgedistill.core.errors import MissingError, shortened
@@ -67,6 +67,51 @@ def read_key(name: str | None) -> str:
 
 
 @contextlib.asynccontextmanager
+async def open_sdk(
+    engine: str, *, key: str, base_url: str | None, timeout_s: float, concurrency: int
+) -> AsyncIterator[tuple[Any, Any]]:
+    """The engine's official SDK and a client of it, whose own retries are off.
+
+    Raises:
+        MissingError: the SDK is not installed.
+    """
+    try:
+        sdk, http, _ = (importlib.import_module(name) for name in (engine, "httpx2", "aiohttp"))
+    except ImportError:
+        raise MissingError(
+            f'expected the package {engine} for teacher.engine = "{engine}", found none; '
+            "pip install 'edgedistill[api]'"
+        ) from None
+    # aiohttp takes half of httpx's processor time. Redirects are not followed: they would carry the key elsewhere.
+    transport = sdk.DefaultAioHttpClient(
+        limits=http.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+        follow_redirects=False,
+        timeout=timeout_s,
+    )
+    client_class = sdk.AsyncOpenAI if engine == "openai" else sdk.AsyncAnthropic
+    client = client_class(api_key=key, base_url=base_url, max_retries=0, timeout=timeout_s, http_client=transport)
+    try:
+        yield sdk, client
+    finally:
+        await client.close()
+
+
+@contextlib.contextmanager
+def as_failed(sdk: Any, *, key: str, timeout_s: float) -> Iterator[None]:
+    """Turn what an SDK raises into `Failed`, without the key."""
+    try:
+        yield
+    except TimeoutError:
+        raise _timeout(timeout_s) from None
+    except sdk.APIStatusError as e:
+        raise _of_status(e.status_code, e.response.headers, _hidden(e.message, key)) from None
+    except sdk.APIConnectionError as e:
+        raise _of_connection(e, key, timeout_s) from None
+    except sdk.APIError as e:
+        raise Failed("malformed", shortened(_hidden(e.message, key))) from None
+
+
+@contextlib.asynccontextmanager
 async def open_client(
     engine: str,
     *,
@@ -83,50 +128,40 @@ async def open_client(
     Raises:
         MissingError: the engine's SDK is not installed.
     """
-    try:
-        sdk = importlib.import_module(engine)
-    except ImportError:
-        raise MissingError(
-            f'expected the package {engine} for teacher.engine = "{engine}", found none; '
-            "pip install 'edgedistill[api]'"
-        ) from None
-    http = importlib.import_module("httpx2")
-    # Redirects are not followed: they would carry the key elsewhere.
-    transport = http.AsyncClient(
-        limits=http.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-        follow_redirects=False,
-        timeout=timeout_s,
-    )
-    client_class = sdk.AsyncOpenAI if engine == "openai" else sdk.AsyncAnthropic
-    client = client_class(api_key=key, base_url=base_url, max_retries=0, timeout=timeout_s, http_client=transport)
-    send = client.chat.completions if engine == "openai" else client.messages
-    shape = _openai_body if engine == "openai" else _anthropic_body
-    read = read_openai if engine == "openai" else read_anthropic
-    whole = {"model": model, "timeout": timeout_s, **sampling}
+    async with open_sdk(engine, key=key, base_url=base_url, timeout_s=timeout_s, concurrency=concurrency) as (
+        sdk,
+        client,
+    ):
+        send = client.chat.completions if engine == "openai" else client.messages
 
-    async def ask(messages: Sequence[Message]) -> Reply:
-        try:
-            async with asyncio.timeout(timeout_s):  # the SDK's own bounds each read, not the whole
-                raw = await send.with_raw_response.create(**whole, **shape(messages))
-            reply = read(raw.http_response.content)
-        except (TimeoutError, sdk.APITimeoutError):
-            raise Failed("timeout", f"no answer within {timeout_s:g} s", overloaded=True) from None
-        except sdk.APIStatusError as e:
-            raise _of_status(e.status_code, e.response.headers, _hidden(e.message, key)) from None
-        except sdk.APIConnectionError as e:
-            raise _of_connection(e.__cause__ or e, key) from None
-        except sdk.APIError as e:
-            raise Failed("malformed", shortened(_hidden(e.message, key))) from None
-        if not _is_of(reply.model, model, accepts):
-            said = shortened(reply.model, most=60)
-            hint = "name it in teacher.accepts if it is right"
-            raise Failed("wrong-model", f"expected {model}, found {said!r}; {hint}", tokens=reply.tokens)
-        return reply
+        async def ask(messages: Sequence[Message]) -> Reply:
+            with as_failed(sdk, key=key, timeout_s=timeout_s):
+                async with asyncio.timeout(timeout_s):  # the SDK's own bounds each read, not the whole
+                    raw = await send.with_raw_response.create(
+                        model=model, timeout=timeout_s, **sampling, **messages_of(engine, messages)
+                    )
+            return read_reply(engine, raw.http_response.content, model=model, accepts=accepts)
 
-    try:
         yield ask
-    finally:
-        await client.close()
+
+
+def messages_of(engine: str, messages: Sequence[Message]) -> dict[str, Any]:
+    """Messages as the engine's API takes them: Anthropic's has the system's text beside them."""
+    if engine == "openai":
+        return {"messages": [{"role": m.role, "content": m.content} for m in messages]}
+    system = "\n\n".join(m.content for m in messages if m.role == "system")
+    turns = [{"role": m.role, "content": m.content} for m in messages if m.role != "system"]
+    return {"messages": turns, **({"system": system} if system else {})}
+
+
+def read_reply(engine: str, body: bytes, *, model: str, accepts: Sequence[str]) -> Reply:
+    """A whole reply of `model`, or of one that the recipe accepts for it; raises `Failed` for any other."""
+    reply = read_openai(body) if engine == "openai" else read_anthropic(body)
+    if not _is_of(reply.model, model, accepts):
+        said = shortened(reply.model, most=60)
+        hint = "name it in teacher.accepts if it is right"
+        raise Failed("wrong-model", f"expected {model}, found {said!r}; {hint}", tokens=reply.tokens)
+    return reply
 
 
 def sampling_of(
@@ -187,16 +222,6 @@ def read_anthropic(body: bytes) -> Reply:
     if not texts:
         raise Failed("empty-choice", "no text in the content", tokens=tokens)
     return Reply("".join(texts), _finish(data.get("stop_reason"), tokens), str(data.get("model", "")), tokens)
-
-
-def _openai_body(messages: Sequence[Message]) -> dict[str, Any]:
-    return {"messages": [{"role": m.role, "content": m.content} for m in messages]}
-
-
-def _anthropic_body(messages: Sequence[Message]) -> dict[str, Any]:
-    system = "\n\n".join(m.content for m in messages if m.role == "system")
-    turns = [{"role": m.role, "content": m.content} for m in messages if m.role != "system"]
-    return {"messages": turns, **({"system": system} if system else {})}
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
@@ -271,12 +296,21 @@ def _of_status(status: int, headers: Mapping[str, str], message: str) -> Failed:
     return Failed("bad-request", said, end="never", tokens=NOTHING)
 
 
-def _of_connection(cause: BaseException, key: str) -> Failed:
-    name = type(cause).__name__
-    detail = shortened(_hidden(f"{name} {cause}", key))
-    if "Connect" in name:
-        return Failed("unreachable", detail, tokens=NOTHING, overloaded=True)
-    return Failed("cut", detail, overloaded=True)
+def _of_connection(error: BaseException, key: str, timeout_s: float) -> Failed:
+    """Told by what lies at the bottom: aiohttp's bridge to the SDKs calls refused and closed connections timeouts."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    names = [type(cause).__name__ for cause in causes[1:]]
+    if any("Connector" in name or name == "ConnectionTimeoutError" for name in names):
+        return Failed("unreachable", shortened(_hidden(str(causes[-1]), key)), tokens=NOTHING, overloaded=True)
+    if names and "Timeout" in names[-1]:
+        return _timeout(timeout_s)
+    return Failed("cut", shortened(_hidden(f"{type(causes[-1]).__name__} {causes[-1]}", key)), overloaded=True)
+
+
+def _timeout(timeout_s: float) -> Failed:
+    return Failed("timeout", f"no answer within {timeout_s:g} s", overloaded=True)
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float:

@@ -1,11 +1,15 @@
 """What was asked of an API and what came back: one JSON line each, appended, and on the disk before it counts.
 
-Lines of `answers.jsonl`, by their one name of `sent`, `answer` or `failed`, whose value is the request's id:
+Lines of `answers.jsonl`, by their one name of `sent`, `answer`, `failed` or `batch`, whose value is the request's id,
+or a batch's name:
 
 - `sent`: an attempt begins; `tokens` `[input, output]` are the most that it can use
 - `answer`: it came back whole; `text`, `finish`, `model`, `tokens` as billed (null: unknown), `ms`, perhaps `logprobs`
 - `failed`: it did not; `reason`, `detail`, `tokens` as billed (null: unknown), and `end`: `again` (another attempt
   follows, or may in a later run), `spent` (no attempt is left in this run) or `never` (asking again is of no use)
+
+- `batch`: one request a batch API takes all `requests` of, each with the most tokens it can use: the line stands before
+  the batch is sent, and again with the server's `id` after that; its requests end as others do
 
 What is unknown counts as its most. A `sent` without a later line of its id was in flight when the process died: it is
 asked again, and its most too is counted as used. A line that is not whole, which only the last can be, never happened.
@@ -73,6 +77,7 @@ class Past:
     answered: int = 0
     in_flight: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    batches: dict[str, tuple[str | None, dict[str, Tokens]]] = field(default_factory=dict)  # at work: id, requests
     output_tokens: int = 0  # of answers alone, as their time is
     answer_ms: int = 0
 
@@ -114,6 +119,11 @@ class Journal:
     def sent(self, request: str, most: Tokens) -> None:
         """Note that an attempt begins, before it does; in the system's hands, where a killed process leaves it."""
         self._write([_line({"sent": request, "tokens": list(most)})])
+
+    def batch(self, name: str, identity: str | None, held: dict[str, Tokens] | None = None) -> None:
+        """Note a batch before it is sent, with what is `held` for each request, and again once it has its id."""
+        row: dict[str, Any] = {"batch": name, "id": identity}
+        self._write([_line(row | ({"requests": held} if held else {}))])
 
     def failed(self, request: str, failure: Failure, tokens: Tokens | None) -> None:
         self._write([_line({"failed": request, "tokens": list(tokens) if tokens else None, **asdict(failure)})])
@@ -181,13 +191,17 @@ def read_past(path: Path) -> tuple[Past, int]:
         return past, whole
     ids, places = array("Q"), array("q")
     open_sends: dict[str, list[Tokens]] = {}
+    batch_of: dict[str, str] = {}
     used = [0, 0]
     for number, begin, raw in _whole_lines(path):
         whole = begin + len(raw)
         try:
             row = json.loads(raw)
-            kind = next(name for name in ("sent", "answer", "failed") if name in row)
+            kind = next(name for name in ("sent", "answer", "failed", "batch") if name in row)
             request = row[kind]
+            if kind == "batch":
+                _read_batch(past, row, open_sends, batch_of)
+                continue
             if kind == "sent":
                 past.sent += 1
                 open_sends.setdefault(request, []).append(tuple(row["tokens"]))
@@ -195,6 +209,7 @@ def read_past(path: Path) -> tuple[Past, int]:
             most = open_sends[request].pop()
             if not open_sends[request]:
                 del open_sends[request]
+            _leave_batch(past, request, batch_of)
             billed = row["tokens"] or most
             used = [used[0] + billed[0], used[1] + billed[1]]
             if kind == "answer":
@@ -220,6 +235,29 @@ def read_past(path: Path) -> tuple[Past, int]:
     order = np.argsort(np.frombuffer(ids, np.uint64), kind="stable")
     past.ids, past.places = np.frombuffer(ids, np.uint64)[order], np.frombuffer(places, np.int64)[order]
     return past, whole
+
+
+def _read_batch(past: Past, row: dict[str, Any], open_sends: dict[str, list[Tokens]], batch_of: dict[str, str]) -> None:
+    name = row["batch"]
+    if "requests" not in row:
+        if name in past.batches:
+            past.batches[name] = (row["id"], past.batches[name][1])
+        return
+    held = {request: (tokens[0], tokens[1]) for request, tokens in row["requests"].items()}
+    past.batches[name] = (row["id"], held)
+    past.sent += len(held)
+    for request, tokens in held.items():
+        open_sends.setdefault(request, []).append(tokens)
+        batch_of[request] = name
+
+
+def _leave_batch(past: Past, request: str, batch_of: dict[str, str]) -> None:
+    """Take a request out of its batch, which is at work as long as one of its requests is."""
+    name = batch_of.pop(request, None)
+    if name is not None:
+        del past.batches[name][1][request]
+        if not past.batches[name][1]:
+            del past.batches[name]
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +15,10 @@ from typing import Any
 from edgedistill.core.errors import StageError, shortened
 from edgedistill.core.records import Prompt
 from edgedistill.core.runfolder import Reporter
+from edgedistill.synth.batches import open_batches
 from edgedistill.synth.clients import open_client
 from edgedistill.synth.collect import Collected, Question, collect
+from edgedistill.synth.collect_batches import collect_batches
 from edgedistill.synth.journal import Failure, Journal, Reply
 from edgedistill.synth.label import Judge
 from edgedistill.synth.service import Service, stream_prompts
@@ -36,10 +40,12 @@ def ask_all(
     judge: Judge,
     report: Reporter,
     wanted: Callable[[Prompt], bool] = lambda prompt: True,
+    batch_size: int = 0,
+    poll_s: float = 60.0,
 ) -> None:
     """Ask every `wanted` prompt of `paths` that has no answer in `folder`'s journal; show the first `smoke` of them.
 
-    `client` has the further arguments of `open_client`.
+    `client` has the further arguments of `open_client`. With a `batch_size` the batch API is asked.
 
     Raises:
         StageError: none of the first answers is kept, or asking stopped before every prompt was asked; what came back
@@ -48,20 +54,24 @@ def ask_all(
     """
     journal = Journal(folder)
     try:
-        total = sum(1 for _ in filter(wanted, stream_prompts(paths)))
+        total = before = 0
+        for prompt in filter(wanted, stream_prompts(paths)):
+            total += 1
+            before += journal.past.answered > 0 and journal.answered(service.question(prompt).id)
         found = asyncio.run(
             _asked(
                 paths, journal=journal, service=service, client=client, concurrency=concurrency, attempts=attempts,
-                smoke=smoke, judge=judge, report=report, total=total, wanted=wanted,
+                smoke=smoke, judge=judge, report=report, total=total, before=before, wanted=wanted,
+                batch_size=batch_size, poll_s=poll_s,
             )
         )  # fmt: skip
     finally:
         journal.close()
     if found.stopped:
-        kept = journal.past.answered + found.answered
+        kept = f"{before + found.answered} of {total} answers are kept in {journal.path}"
         raise StageError(
-            f"stopped asking {service.name}, because {found.stopped}; {kept} of {total} answers are kept in "
-            f"{journal.path}: mend the cause and run again, which asks for the others only"
+            f"stopped asking {service.name}, because {found.stopped}; {kept}: mend the cause and run again, which asks "
+            "for the others only"
         )
 
 
@@ -77,7 +87,10 @@ async def _asked(
     judge: Judge,
     report: Reporter,
     total: int,
+    before: int,
     wanted: Callable[[Prompt], bool],
+    batch_size: int,
+    poll_s: float,
 ) -> Collected:
     prompts: dict[str, Prompt] = {}  # those in flight
 
@@ -92,7 +105,7 @@ async def _asked(
     rejected: Counter[str] = Counter()
     shown: list[str] = []
     kept = [0]
-    tell = _progress(report, total=total, before=journal.past.answered, purse=purse, currency=service.currency)
+    tell = _progress(report, total=total, before=before, purse=purse, currency=service.currency)
 
     def heard(question: Question, outcome: Reply | Failure, found: Collected) -> None:
         prompt = prompts.pop(question.id)
@@ -113,25 +126,25 @@ async def _asked(
         "journal": journal, "purse": purse, "max_output_tokens": service.max_output_tokens, "attempts": attempts,
     }  # fmt: skip
     first = Collected()
-    async with open_client(
-        service.engine, model=service.model, sampling=service.sampling, concurrency=concurrency, **client
-    ) as ask:
-        if smoke:
-            await collect(
-                islice(waiting, smoke),
-                ask=ask,
-                concurrency=min(smoke, concurrency),
-                heard=heard,
-                into=first,
-                **settings,
-            )
+    common = {"model": service.model, "sampling": service.sampling, **client}
+    async with contextlib.AsyncExitStack() as stack:
+        if batch_size:
+            batches = await stack.enter_async_context(open_batches(service.engine, poll_s=poll_s, **common))
+            asking = functools.partial(collect_batches, client=batches, poll_s=poll_s, **settings)
+            few, all_of_them = {"size": max(smoke, 1)}, {"size": batch_size}
+        else:
+            ask = await stack.enter_async_context(open_client(service.engine, concurrency=concurrency, **common))
+            asking = functools.partial(collect, ask=ask, **settings)
+            few, all_of_them = {"concurrency": max(1, min(smoke, concurrency))}, {"concurrency": concurrency}
+        if smoke and not journal.past.batches:  # those at work have been begun after the first answers
+            await asking(islice(waiting, smoke), heard=heard, into=first, **few)
             for line in shown:
                 report.note(f"first answers: {line}")
             if shown and not kept[0] and not first.stopped:
                 first.stopped = f"none of the first {len(shown)} answers is kept ({', '.join(rejected)})"
             if first.stopped:
                 return first
-        found = await collect(waiting, ask=ask, concurrency=concurrency, heard=heard, **settings)
+        found = await asking(waiting, heard=heard, **all_of_them)
     found.answered += first.answered
     return found
 

@@ -90,7 +90,7 @@ def estimate(
     """
     past, _ = read_past(journal / ANSWERS_FILE)
     mean_out = past.output_tokens / past.answered if past.answered else service.max_output_tokens / 2
-    mean_s = past.answer_ms / past.answered / 1000 if past.answered else mean_out / 50
+    mean_s = past.answer_ms / past.answered / 1000 if past.answer_ms else mean_out / 50
     known = Journal(journal) if past.answered else None
     try:
         total = waiting = typical_in = most_in = 0

@@ -58,6 +58,14 @@ class Purse:
             self.held = _add(self.held, wanted)
             return wanted
 
+    def hold_now(self, most: Tokens) -> Tokens | None:
+        """As `hold`, without waiting for what is in flight."""
+        wanted = (most[0] + self.margin, most[1])
+        if not self._fits(wanted):
+            return None
+        self.held = _add(self.held, wanted)
+        return wanted
+
     async def settle(self, held: Tokens, billed: Tokens) -> None:
         """Replace what was held back by what was billed."""
         async with self._settled:
@@ -65,6 +73,11 @@ class Purse:
             self.used = _add(self.used, billed)
             self.margin += max(0, billed[0] - held[0])
             self._settled.notify_all()
+
+    def release(self, tokens: Tokens, *, hold: bool = False) -> None:
+        """Take back what the journal counts as used because it was in flight; `hold` it instead, if it still is."""
+        self.used = (self.used[0] - tokens[0], self.used[1] - tokens[1])
+        self.held = _add(self.held, tokens) if hold else self.held
 
     def _fits(self, wanted: Tokens) -> bool:
         total = _add(_add(self.used, self.held), wanted)

@@ -146,10 +146,13 @@ def estimate(run: Path, recipe: Recipe) -> dict[str, Any]:
 def _label_remotely(context: StageContext) -> None:
     """Ask the APIs for what is missing, then write records in the student's tokens from what they said."""
     from edgedistill.synth import api_records, several
+    from edgedistill.synth.clients import read_key
     from edgedistill.synth.service import figures_of
 
     recipe, teacher = context.recipe, context.recipe.teacher
     judge, paths, asked = _judge(recipe.task), _prompt_files(recipe, context.folder_of("data")), _asked(recipe)
+    for one in teacher.all:
+        read_key(one.key_name)  # the last teacher's missing key is said before the first one is paid
     for number, one in enumerate(teacher.all):
         _ask(context, one, number, asked, judge=judge)
     with contextlib.ExitStack() as stack:
@@ -199,6 +202,8 @@ def _ask(context: StageContext, teacher: Teacher, number: int, asked: Sequence[A
             smoke=teacher.smoke,
             judge=judge,
             report=context.report,
+            batch_size=teacher.batch_size if teacher.mode == "batch" else 0,
+            poll_s=teacher.poll_s,
             wanted=several.waits_for(asked, number, context.run, stack, mix=context.recipe.teacher.mix, judge=judge),
         )
 

@@ -77,6 +77,7 @@ def test_a_whole_reply_comes_with_its_tokens_and_the_request_says_what_it_should
         ("status=402", "no-credit", "stop", (0, 0)),
         ("half-json", "half-json", "again", None),
         ("cut", "cut", "again", None),
+        ("closed", "cut", "again", None),
         ("hang=1", "timeout", "again", None),
         ("wrong-model", "wrong-model", "again", (5, 1)),
         ("empty-choice", "empty-choice", "again", (5, 1)),

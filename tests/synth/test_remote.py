@@ -167,8 +167,12 @@ def test_killed_at_random_moments_nothing_is_lost_or_asked_twice(tmp_path: Path,
         while kills < 200:
             child = os.fork()
             if child == 0:
-                ask(server, [prompts], tmp_path / "j", concurrency=6)
-                os._exit(0)
+                code = 1
+                try:
+                    ask(server, [prompts], tmp_path / "j", concurrency=6)
+                    code = 0
+                finally:
+                    os._exit(code)
             deadline = time.monotonic() + rng.uniform(0.02, 0.25)
             while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
                 time.sleep(0.002)
