@@ -89,7 +89,8 @@ def main(arguments: Sequence[str]) -> int:
     headline = {"killed_runs": killed["kills"]} | {
         name: killed[name] + faulty[name] for name in ("repeated", "lost", "corrupt", "unaccounted")
     }
-    row = {"schema_version": 1, "environment": environment(), "settings": vars(options) | {"model": str(options.model)}}
+    settings = {"kills": options.kills, "requests": options.requests, "model": str(options.model or MODEL)}
+    row = {"schema_version": 1, "environment": environment(), "settings": settings}
     write_json(options.out, row | {"killed": killed, "faulty": faulty} | headline)
     print(json.dumps(headline))
     return 0

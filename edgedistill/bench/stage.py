@@ -35,6 +35,7 @@ from edgedistill.core.metric import Metric
 from edgedistill.core.records import Prompt
 from edgedistill.core.runfolder import VOLATILE, StageContext, read_manifest
 from edgedistill.core.target import Target, load_target
+from edgedistill.core.teacher import is_behind_api
 
 ENGINES = {"gguf": "llamacpp", "onnx": "onnxruntime-genai"}
 # A teacher, quantized or not, answers too slowly to be asked as often as an artifact.
@@ -151,7 +152,7 @@ def _subjects(context: StageContext) -> list[Subject]:
     prompts = _prompts(context)
     digest = content_digest(manifest.files, volatile=VOLATILE)
     subjects = []
-    if not context.recipe.teacher.is_api:
+    if not is_behind_api(teacher):
         subjects.append(_subject(context, "teacher", "torch", teacher, teacher, digest, prompts))
     export = context.recipe.export
     found = {path.parent.name: path.parent for path in context.folder_of("export").glob("*/artifact.json")}

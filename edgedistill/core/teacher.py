@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -18,6 +19,11 @@ Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Amount = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0)]
+
+
+def is_behind_api(folder: Path) -> bool:
+    """Whether the teacher of a run, whose folder this is, has no weights here."""
+    return (folder / API_TEACHER).is_file()
 
 
 class Adapt(Noun):

@@ -16,6 +16,7 @@ from edgedistill.core.files import read_json, read_jsonl, write_json, write_json
 from edgedistill.core.host import usable_cores
 from edgedistill.core.records import EvalItem, Prompt
 from edgedistill.core.runfolder import StageContext
+from edgedistill.core.teacher import is_behind_api
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,7 @@ def _families(context: StageContext) -> list[Family]:
     arms = [Model(name, "hf", train / name) for name in ("untrained", "control") if (train / name).is_dir()]
     of = {name: [model for model in artifacts if model.reference == name] for name in ("teacher", "student")}
     families = [Family(student, (Model("student", "hf", student), *of["student"], *arms))]
-    if not context.recipe.teacher.is_api:
+    if not is_behind_api(teacher):
         families.insert(0, Family(teacher, (Model("teacher", "hf", teacher), *of["teacher"])))
     return families
 

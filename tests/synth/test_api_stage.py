@@ -55,7 +55,7 @@ parity_texts = 2
 kld_items = 2
 [bench]
 targets = ["local-cpu"]
-blocks = 2
+blocks = 3
 prompts_per_block = 1
 prefill_tokens = 8
 decode_tokens = 4
