@@ -97,6 +97,7 @@ class Journal:
         os.ftruncate(self._fd, whole)
         fsync_dir(folder)
         self._lines: list[bytes] = []
+        self._queued = self._flushed = 0
         self._one_flush = asyncio.Lock()
         self._one_write = threading.Lock()
         self._broken: OSError | None = None
@@ -135,10 +136,14 @@ class Journal:
         if reply.logprobs is not None:
             row["logprobs"] = reply.logprobs
         self._lines.append(_line(row))
+        self._queued += 1
+        mine = self._queued
         async with self._one_flush:
-            if self._lines:  # else the flush that was waited for took this line along
+            # Whoever finds its line flushed leaves newer ones to those that wait for them: else each would go alone.
+            if self._flushed < mine:
                 lines, self._lines = self._lines, []
                 await asyncio.to_thread(self._flush, lines)
+                self._flushed += len(lines)
         self._check()
 
     def _place(self, request: str) -> int | None:

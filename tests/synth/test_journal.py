@@ -117,6 +117,31 @@ def test_an_answer_counts_only_after_the_fsync_and_many_share_one(
     assert len(synced) < 10
 
 
+def test_answers_that_keep_coming_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of many writers writes again as soon as it may: they must not come to wait for one fsync each."""
+    journal = Journal(tmp_path)
+    flushes = 0
+    real = os.fsync
+
+    def slow(fd: int) -> None:
+        nonlocal flushes
+        flushes += 1
+        time.sleep(0.002)
+        real(fd)
+
+    monkeypatch.setattr(journals.os, "fsync", slow)
+
+    async def writer(number: int) -> None:
+        for i in range(10):
+            await journal.answer(ident(100 * number + i), reply("x"), ms=0)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(writer(n) for n in range(30)))
+
+    asyncio.run(all_of_them())
+    assert flushes <= 40 and len(journal.path.read_bytes().splitlines()) == 300
+
+
 def test_a_full_disk_stops_everybody_and_leaves_what_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path)
     asyncio.run(fill(journal, range(2)))
