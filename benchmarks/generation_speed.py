@@ -71,7 +71,7 @@ from edgedistill.core.files import write_jsonl
 from edgedistill.core.records import Message
 from edgedistill.core.runfolder import SilentReporter
 from edgedistill.synth import remote
-from edgedistill.synth.prompt_files import make_prompt
+from edgedistill.synth.rows import make_prompt
 from edgedistill.synth.service import Service
 import openai
 

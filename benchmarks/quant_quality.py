@@ -1,7 +1,8 @@
 """What quantization costs: our artifacts against llama.cpp's and onnxruntime-genai's best ones, at their bytes.
 
 Usage: python benchmarks/quant_quality.py [--model FOLDER] [--tokens N] [--rows LIST] [--settings N] [--threads N]
-Writes benchmarks/results/quant_quality.json; the last line printed is the same figures as one JSON object.
+Writes benchmarks/results/quant_quality.json, where rows that were not asked for stay as they were measured; the last
+line printed is the same figures as one JSON object.
 
 The model is a student off every grid (`offgrid_model.py`, trained once and cached) unless `--model` names one. Codes
 are chosen on the second half of WikiText-2's validation text; every figure is measured on the articles of its test
@@ -34,7 +35,7 @@ from offgrid_model import DATA, offgrid_model, wikitext_articles
 from edgedistill.bench import block
 from edgedistill.bench.limits import usable_cores
 from edgedistill.bench.llama_interface import llama_interface
-from edgedistill.core.files import read_jsonl, write_json
+from edgedistill.core.files import read_json, read_jsonl, write_json
 from edgedistill.core.host import environment
 from edgedistill.core.runfolder import SilentReporter
 from edgedistill.core.stats import paired_ratio_interval, ratio_of_sums_interval
@@ -51,7 +52,7 @@ from edgedistill.runtimes.chat import encode, load_tokenizer
 RESULT = Path(__file__).with_name("results") / "quant_quality.json"
 ROWS = ("int8", "int4", "gguf", "release", "speed")
 WINDOW, CONFIDENCE, CALIBRATED = 512, 0.95, 96
-BLOCKS = 6
+BLOCKS = 12
 # of the builder, the likeliest best first, so that a shortened sweep still has them
 SETTINGS = (
     "algo_config=k_quant_mixed block_size=32 accuracy_level=4",
@@ -88,15 +89,20 @@ def main(arguments: Sequence[str]) -> int:
     model = (options.model or offgrid_model(threads=threads)).resolve()
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         bench = Bench(model, Path(scratch), threads=threads, tokens=options.tokens, settings=options.settings)
-        found = {name: getattr(bench, name)() for name in ROWS if name in options.rows.split(",")}
+        scored = {"tokens_scored": sum(map(len, bench.reference.windows)), "threads": threads}
+        found = {
+            name: getattr(bench, name)() | scored | {"environment": environment()}
+            for name in ROWS
+            if name in options.rows.split(",")
+        }
     made = model / "offgrid.json"
+    source = json.loads(made.read_text()) if made.is_file() else {"folder": model.name}
+    earlier = read_json(RESULT) if RESULT.is_file() else {}
     figures = {
-        "schema_version": 1,
-        "model": json.loads(made.read_text()) if made.is_file() else {"folder": model.name},
-        "tokens_scored": sum(map(len, bench.reference.windows)),
+        "schema_version": 2,
+        "model": source,
         "text": "wikitext2_raw test (second-hand copy, see its README)",
-        "threads": threads,
-        "environment": environment(),
+        **{name: row for name, row in earlier.items() if name in ROWS and earlier.get("model") == source},
         **found,
     }
     RESULT.parent.mkdir(exist_ok=True)

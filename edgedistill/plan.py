@@ -13,6 +13,7 @@ from typing import Any
 
 from edgedistill.core.artifact import Manifest
 from edgedistill.core.config import did_you_mean, validate_overridden
+from edgedistill.core.corpus import HUB, SPLITS
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import read_json, sha256_file, write_json
 from edgedistill.core.host import host_id, now
@@ -24,7 +25,6 @@ from edgedistill.stage_process import run_in_process
 
 LOCK_FILE = "recipe.lock.json"
 SOURCE_FILE = "recipe.source.json"
-SPLITS = ("gold", "valid", "heldout", "prompts")
 Parameters = Callable[[Recipe], dict[str, Any]]
 
 
@@ -64,9 +64,10 @@ class Step:
 
 
 def _data(recipe: Recipe) -> dict[str, Any]:
-    sources = {name: getattr(recipe.data, name) for name in SPLITS}
-    hashes = {name: _file_hash(value) for name, value in sources.items() if isinstance(value, str)}
-    task = _task(recipe, "answer", "answer_schema", "copied", "system")
+    sources = {name: recipe.data.sources(name) for name in SPLITS}
+    # A data set of a hub is known by its reference; name a revision to hold it still.
+    hashes = {n: [f if f.startswith(HUB) else _file_hash(f) for f in files] for n, files in sources.items() if files}
+    task = recipe.task.model_dump(mode="json", exclude={"chat_template", "max_new_tokens"})
     return {"data": recipe.data.model_dump(mode="json") | hashes, "task": task, "seed": recipe.seed}
 
 
@@ -77,14 +78,14 @@ def _teacher(recipe: Recipe) -> dict[str, Any]:
     teacher = recipe.teacher.model_dump(mode="json", include={"adapt"}) | {"model": _model(recipe.teacher.model)}
     if recipe.teacher.adapt is None:
         return {"teacher": teacher, "task": _task(recipe, "chat_template")}
-    task = _task(recipe, "answer", "chat_template", "max_new_tokens")
+    task = _task(recipe, "kind", "labels", "answer", "chat_template", "max_new_tokens")
     how = {"dtype": recipe.train.dtype, "batch_size": recipe.synth.batch_size}
     return {"teacher": teacher, "task": task, "seed": recipe.seed} | how
 
 
 def _synth(recipe: Recipe) -> dict[str, Any]:
     synth = recipe.synth.model_dump(mode="json")
-    task = _task(recipe, "answer", "answer_schema", "copied", "chat_template", "max_new_tokens")
+    task = recipe.task.model_dump(mode="json", exclude={"system"})
     if recipe.teacher.is_api:
         synth = {name: synth[name] for name in ("label_gold", "shard_size")}
         return {"synth": synth, "api": recipe.teacher.answering(), "task": task}
@@ -109,7 +110,7 @@ def _export(recipe: Recipe) -> dict[str, Any]:
 def _eval(recipe: Recipe) -> dict[str, Any]:
     text = recipe.eval.text
     evaluation = recipe.eval.model_dump(mode="json") | {"text": _file_hash(text) if text else None}
-    return {"eval": evaluation, "task": _task(recipe, "answer", "chat_template", "max_new_tokens")}
+    return {"eval": evaluation, "task": _task(recipe, "kind", "labels", "answer", "chat_template", "max_new_tokens")}
 
 
 def _bench(recipe: Recipe) -> dict[str, Any]:
@@ -148,11 +149,11 @@ def _task(recipe: Recipe, *names: str) -> dict[str, Any]:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("data", 4, "edgedistill.synth.stage:run_data", _data),
+        Stage("data", 5, "edgedistill.synth.stage:run_data", _data),
         Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
         Stage(
             "synth",
-            2,
+            3,
             "edgedistill.synth.stage:run_synth",
             _synth,
             ("data/gold.jsonl", "data/prompts.jsonl", "teacher"),

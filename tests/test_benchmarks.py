@@ -157,3 +157,14 @@ def test_export_cost_adds_the_memory_of_a_process_and_its_children(tmp_path: Pat
     assert 100e6 < found["peak_bytes"] < 180e6 and found["wall_s"] > 1 and found["files"] == {"model.onnx": 5}
     with pytest.raises(SystemExit, match=r"(?s)failed: .*ZeroDivisionError"):
         cost.measured([sys.executable, "-c", "1 / 0"], threads=1)
+
+
+def test_corpus_checks_measures_what_it_planted() -> None:
+    checks = script("benchmarks/corpus_checks.py")
+    planted = checks.corpus(600, seed=5)
+    assert len(planted.training) == 600 and (len(planted.copies), len(planted.leaks)) == (30, 6)
+    found = checks.measured(600, seed=5)
+    assert found["dup_recall"] >= 0.9 and found["dup_precision"] == 1.0
+    assert found["contamination_recall"] == 1.0 and found["contamination_precision"] >= 0.8
+    worst = checks.summary([found, found | {"seconds": 99.0, "dup_recall": 0.5}])
+    assert (worst["seconds"], worst["dup_recall"], worst["rows"]) == (99.0, 0.5, 600)

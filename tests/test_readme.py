@@ -78,14 +78,14 @@ def inline(value: object) -> str:
 
 def test_the_recipe_fragments_are_valid() -> None:
     fragments = [block for kind, block in BLOCKS if kind == "toml"]
-    assert len(fragments) == 6
+    assert len(fragments) == 7
     for fragment in fragments:
         for table, values in tomllib.loads(fragment).items():
             if table == "budget":
                 for name, budget in values.items():
                     load_recipe(shipped_recipes()["quickstart"], (f"budget.{name}={inline(budget)}",))
-            if table == "gate":
-                load_recipe(shipped_recipes()["quickstart"], (f"gate={inline(values)}",))
+            if table in ("gate", "task", "data"):
+                load_recipe(shipped_recipes()["quickstart"], (f"{table}={inline(values)}",))
     phi = load_recipe(shipped_recipes()["phi4-mini"])
     shown = tomllib.loads(fragments[0])
     assert phi.teacher.model == shown["teacher"]["model"] and phi.student.model == shown["student"]["model"]

@@ -10,6 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from edgedistill.core.errors import InputError
 from edgedistill.core.recipe import find_recipe, load_recipe, shipped_recipes
 from edgedistill.core.target import all_targets, load_target
+from edgedistill.plan import STAGES
 
 
 def test_every_shipped_recipe_is_valid() -> None:
@@ -111,3 +112,19 @@ def test_no_prompt_of_the_quickstart_ends_with_what_ends_an_answer() -> None:
     assert rendered.render(messages=messages, add_generation_prompt=True) == "<|im_start|>hi<|im_start|>"
     messages += [{"role": "assistant", "content": "ho"}]
     assert rendered.render(messages=messages) == "<|im_start|>hi<|im_start|>ho<|im_end|>"
+
+
+def test_data_comes_from_several_files_and_from_data_sets_by_name(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n')
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        'name = "r"\n[data]\nprompts = ["p.jsonl", "hf:org/set@main#train"]\ngold = "hf:org/gold"\n'
+        '[teacher]\nmodel = "t"\n[student]\nmodel = "s"\n'
+    )
+    loaded = load_recipe(recipe)
+    assert loaded.data.prompts == (str(tmp_path / "p.jsonl"), "hf:org/set@main#train")
+    assert loaded.data.sources("gold") == ("hf:org/gold",) and loaded.data.sources("valid") == ()
+    watched = STAGES["data"].parameters(loaded)["data"]
+    assert watched["gold"] == ["hf:org/gold"] and watched["prompts"][1] == "hf:org/set@main#train"
+    (tmp_path / "p.jsonl").write_text('{"prompt": "y"}\n')
+    assert STAGES["data"].parameters(loaded)["data"]["prompts"][0] != watched["prompts"][0]

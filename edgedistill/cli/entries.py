@@ -25,6 +25,11 @@ def estimate(run: Run) -> dict[str, Any]:
     return _entry("edgedistill.synth.stage:estimate")(run.folder, run.recipe)
 
 
+def sample_records(folder: Path, count: int) -> list[dict[str, Any]]:
+    """A few of the teacher's records; see `synth.card`."""
+    return _entry("edgedistill.synth.card:sample_records")(folder, count)
+
+
 def measure_foreign(path: Path, *, targets: tuple[str, ...], blocks: int, report: Reporter) -> list[Measurement]:
     """Measure a model that no run made; see `bench.foreign`."""
     return _entry("edgedistill.bench.foreign:measure_foreign")(path, targets=targets, blocks=blocks, report=report)

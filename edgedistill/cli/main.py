@@ -56,6 +56,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Make the prompts; tell requests, tokens, cost and time; ask nothing.")
 ]
+Sample = Annotated[int, typer.Option("--sample", metavar="N", min=0, help="Print N of the teacher's answers.")]
 TargetId = Annotated[str, typer.Argument(metavar="ID", help="A target's id or TOML file.")]
 ModelBytes = Annotated[float, typer.Option(metavar="N", help="Bytes of weights read per token: the file, tables out.")]
 Quant = Annotated[str, typer.Option(metavar="NAME", help="Quantization as the target's anchors name it, such as q4_0.")]
@@ -146,14 +147,13 @@ def run(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, v
 
 @app.command()
 def synth(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False,
-          dry_run: DryRun = False, as_json: Json = False) -> None:  # fmt: skip
+          sample: Sample = 0, dry_run: DryRun = False, as_json: Json = False) -> None:  # fmt: skip
     """Run phase 1: data, teacher, the teacher's answers."""
-    from edgedistill.cli import show
-    from edgedistill.cli.follow import estimate_of, follow
+    from edgedistill.cli.follow import follow, looked_at
 
-    if dry_run:
-        found = estimate_of(reference, tuple(overrides or ()), runs_dir=runs_dir)
-        _print(found if as_json else show.estimate_text(found), as_json=as_json)
+    if sample or dry_run:
+        data, text = looked_at(reference, tuple(overrides or ()), runs_dir=runs_dir, count=0 if dry_run else sample)
+        _print(data if as_json else text, as_json=as_json)
         raise typer.Exit
     raise typer.Exit(follow(reference, tuple(overrides or ()), runs_dir=runs_dir, verify=verify, until="synth"))
 

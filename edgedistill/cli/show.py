@@ -13,6 +13,7 @@ MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "error"
 
 CHANGES = ("bytes_change_pct", "retention_pct", "latency_change_pct", "throughput_ratio", "memory_change_pct")
 COMPARED = ("model", "target", "parameters", "bytes", "exact match", "response", "requests/h", "peak memory")
+RULE = "─" * 40
 ANCHORS = ("anchor", "quant", "engine", "read/token", "decode/s", "prefill/s", "provenance", "date", "source")
 
 
@@ -72,6 +73,14 @@ def estimate_text(found: dict[str, Any]) -> str:
         ("estimated from", found["from"], ""),
     ]
     return "\n\n".join((table(("", "likely", ""), rows), *map(estimate_text, found.get("further", ()))))
+
+
+def sample_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Records as dialogues, with a line between them."""
+    return f"\n{RULE}\n".join(
+        "\n".join([*(f"{m['role']}: {m['content']}" for m in row["messages"]), f"teacher: {row['answer']}"])
+        for row in rows
+    )
 
 
 def step_line(step: Step, *, figures: dict[str, Any]) -> str:

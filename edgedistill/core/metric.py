@@ -32,6 +32,7 @@ class Metric(StrEnum):
     BANDWIDTH_SHARE_RATIO = "bandwidth_share_ratio"
     ENERGY_PER_TOKEN_J = "energy_per_token_j"
     EXACT_MATCH_RATIO = "exact_match_ratio"
+    ANSWER_SCORE_RATIO = "answer_score_ratio"
     BITS_PER_BYTE = "bits_per_byte"
     KLD_NATS = "kld_nats"
     TOP1_RATIO = "top1_ratio"
@@ -113,6 +114,9 @@ METRICS: dict[Metric, MetricInfo] = {
     ),
     Metric.EXACT_MATCH_RATIO: MetricInfo(
         "ratio", "higher", "eval", "Held-out items whose answer equals the right one, over all items."
+    ),
+    Metric.ANSWER_SCORE_RATIO: MetricInfo(
+        "ratio", "higher", "eval", "Mean score of the held-out answers: ROUGE-L or token F1, else 1 where right."
     ),
     Metric.BITS_PER_BYTE: MetricInfo(
         "bits/byte", "lower", "eval", "Negative log2-likelihood of plain text over its UTF-8 bytes."

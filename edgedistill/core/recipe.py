@@ -9,54 +9,20 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from edgedistill.core.budget import Budget
 from edgedistill.core.config import did_you_mean, load_toml, validate_overridden
+from edgedistill.core.corpus import HUB, SPLITS, Data
 from edgedistill.core.errors import InputError
 from edgedistill.core.measurement import Workload
 from edgedistill.core.model import Noun
+from edgedistill.core.task import Positive, Task
 from edgedistill.core.teacher import API_ENGINES, Teacher
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 VARIANTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
 Variant = Literal[
     "gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4",
     "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "gguf-q3_k_m", "gguf-iq4_xs", "gguf-iq4_nl", "gguf-iq3_m",
 ]  # fmt: skip
-
-
-class Task(Noun):
-    """What is asked and how an answer is judged. `chat_template` replaces the teacher's own when given.
-
-    `copied` names fields of a JSON answer whose text or number must stand in the prompt, each with the texts that need
-    not.
-    """
-
-    answer: Literal["json", "text"] = "text"
-    answer_schema: dict[str, Any] | None = None
-    copied: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    system: str | None = None
-    chat_template: str | None = None
-    max_new_tokens: Positive = 256
-
-
-class Data(Noun):
-    """Where prompts come from: a built-in generator with sizes, or JSONL files (relative to the recipe)."""
-
-    generator: Literal["home-commands"] | None = None
-    gold: int | str = 0
-    valid: int | str = 0
-    heldout: int | str = 0
-    prompts: int | str = 0
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Data:
-        for name in ("gold", "valid", "heldout", "prompts"):
-            value = getattr(self, name)
-            if self.generator and not isinstance(value, int):
-                raise ValueError(f"{name} = {value!r}: expected a count, because generator = {self.generator!r}")
-            if not self.generator and isinstance(value, int) and value:
-                raise ValueError(f"{name} = {value!r}: expected a JSONL path, because no generator is named")
-        return self
 
 
 class Synth(Noun):
@@ -336,15 +302,11 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """`data` with its local paths looked up in `folder`; a model that is no path there stays a reference."""
-    for table, names in (
-        ("data", ("gold", "valid", "heldout", "prompts")),
-        ("eval", ("text",)),
-        ("gate", ("baseline",)),
-    ):
+    for table, names in (("data", SPLITS), ("eval", ("text",)), ("gate", ("baseline",))):
         section = data.get(table)
         for name in names if isinstance(section, dict) else ():
-            if isinstance(section.get(name), str):
-                section[name] = str((folder / section[name]).resolve())
+            if name in section:
+                section[name] = _resolved(section[name], folder)
     for table in ("teacher", "student"):
         section = data.get(table)
         if not isinstance(section, dict) or section.get("engine") in API_ENGINES:
@@ -353,3 +315,10 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
             local = folder / section["model"]
             section["model"] = str(local.resolve()) if local.exists() else section["model"]
     return data
+
+
+def _resolved(value: Any, folder: Path) -> Any:
+    """A path, or each of a list, looked up in `folder`; a data set of a hub and what is no text stay."""
+    if isinstance(value, list):
+        return [_resolved(one, folder) for one in value]
+    return str((folder / value).resolve()) if isinstance(value, str) and not value.startswith(HUB) else value

@@ -1,4 +1,4 @@
-"""Prompt, TeacherRecord, Rejected, EvalItem, Quality: the rows that stages hand each other."""
+"""Prompt, TeacherRecord, Rejected, LeftOut, EvalItem, Quality: the rows that stages hand each other."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ class Message(Noun):
 
 
 class Prompt(Noun):
-    """One request; `answer` is the right one where gold exists. `kind` is a free tag (template family, source)."""
+    """One request; `answer` is the right one where gold exists. `kind` is a free tag (template family, source).
+
+    `other_answers` are right as well. `tools` are the functions that may be called: objects of `name`, `description`
+    and `parameters` (a JSON Schema).
+    """
 
     schema_version: Literal[1] = 1
     id: str
     messages: tuple[Message, ...]
     answer: str | None = None
+    other_answers: tuple[str, ...] = ()
     kind: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 class TeacherRecord(Noun):
@@ -52,8 +58,19 @@ class Rejected(Noun):
     detail: str = ""
 
 
+class LeftOut(Noun):
+    """A row of the user's data that was not kept: its split, where it stands, and why."""
+
+    schema_version: Literal[1] = 1
+    split: str
+    place: str
+    reason: str
+    detail: str = ""
+    text: str = ""
+
+
 class EvalItem(Noun):
-    """One model's greedy answer to one held-out item.
+    """One model's greedy answer to one held-out item; a task of a kind gives it a score in [0, 1].
 
     On the items whose logits are scored: the summed negative log-likelihood of the right answer's `answer_tokens`, and
     mean KL divergence and top-1 agreement with the reference where that answer is predicted (its end included).
@@ -62,10 +79,12 @@ class EvalItem(Noun):
     schema_version: Literal[1] = 1
     id: str
     answer: str
+    other_answers: tuple[str, ...] = ()
     output: str
     output_ids: tuple[int, ...]
     finish: Literal["stop", "length"]
     correct: bool
+    answer_score_ratio: float | None = None
     kind: str = ""
     answer_tokens: int = 0
     answer_nll_nats: float | None = None
@@ -83,6 +102,7 @@ class Quality(Noun):
     exact_match_low: float
     exact_match_high: float
     mean_output_tokens: float
+    answer_score_ratio: float | None = None
     bits_per_byte: float | None = None
     reference: str | None = None
     kld_nats: float | None = None

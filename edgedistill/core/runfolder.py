@@ -26,8 +26,8 @@ FOLDERS: dict[str, str] = {
     "bench": "50-bench",
     "gate": "60-gate",
 }
-# Logs of speed and progress: kept and listed, but no later stage depends on them.
-VOLATILE = frozenset({"metrics.jsonl"})
+# Logs of speed and progress, and pages to look at: kept and listed, but no later stage depends on them.
+VOLATILE = frozenset({"metrics.jsonl", "data.html"})
 NOT_OUTPUT = frozenset({"manifest.json", "failed.json", "started.json"})
 
 

@@ -14,6 +14,7 @@ from edgedistill.core.records import EvalItem, Quality
 from edgedistill.core.stats import paired_proportion_ratio, wilson_interval
 from edgedistill.evals.answers import is_correct
 from edgedistill.evals.likelihood import Logits, divergence, nll
+from edgedistill.evals.metrics import item_scores, kind_figures
 from edgedistill.runtimes.base import Generation, Session
 
 # Prompts handed over at once: as many as an engine answers together, few enough to show progress.
@@ -30,6 +31,7 @@ class Item:
     answer_ids: tuple[int, ...]
     kind: str
     scored: bool
+    other_answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,20 +100,38 @@ def eval_rows(
     *,
     decode: Callable[[list[int]], str],
     as_json: bool,
+    kind: str | None = None,
+    labels: Sequence[str] = (),
 ) -> list[EvalItem]:
-    """One row per item; the end id is part of the output's ids, not of its text."""
+    """One row per item, with a score where the task has a kind; the end id is of the output's ids, not of its text."""
+    outputs = [decode(answer.ids[:-1] if answer.finish == "stop" else answer.ids) for answer in answers]
+    right = [
+        is_correct(
+            output,
+            item.answer,
+            as_json=as_json,
+            finish=answer.finish,
+            kind=kind,
+            labels=labels,
+            others=item.other_answers,
+        )
+        for item, answer, output in zip(items, answers, outputs, strict=True)
+    ]
+    pairs = [(output, (item.answer, *item.other_answers)) for item, output in zip(items, outputs, strict=True)]
+    scores = item_scores(pairs, kind=kind, correct=right) if kind else [None] * len(right)
     rows = []
-    for item, answer in zip(items, answers, strict=True):
-        output = decode(answer.ids[:-1] if answer.finish == "stop" else answer.ids)
+    for item, answer, output, correct, score in zip(items, answers, outputs, right, scores, strict=True):
         seen = likelihoods.get(item.id)
         rows.append(
             EvalItem(
                 id=item.id,
                 answer=item.answer,
+                other_answers=item.other_answers,
                 output=output,
                 output_ids=tuple(answer.ids),
                 finish=answer.finish,
-                correct=is_correct(output, item.answer, as_json=as_json, finish=answer.finish),
+                correct=correct,
+                answer_score_ratio=score,
                 kind=item.kind,
                 answer_tokens=len(item.answer_ids),
                 answer_nll_nats=seen.nll_nats if seen else None,
@@ -130,8 +150,13 @@ def quality(
     reference: str | None,
     teacher: Sequence[EvalItem] | None,
     confidence: float,
+    kind: str | None = None,
+    labels: Sequence[str] = (),
 ) -> Quality:
-    """The figures of one model's rows; `extra.retention` is its exact match over the teacher's on the same items."""
+    """The figures of one model's rows; `extra.retention` is its exact match over the teacher's on the same items.
+
+    `extra.kind` has the figures that are usual for the task's kind.
+    """
     share = wilson_interval(sum(row.correct for row in rows), len(rows), confidence)
     scored = [row for row in rows if row.answer_nll_nats is not None]
     held = [row for row in scored if row.kld_nats is not None]
@@ -149,6 +174,10 @@ def quality(
             [row.correct for row in rows], [row.correct for row in teacher], confidence=confidence
         )
         extra["retention"] = {"estimate": kept.estimate, "low": kept.low, "high": kept.high}
+    scores = [row.answer_score_ratio for row in rows if row.answer_score_ratio is not None]
+    if kind:
+        pairs = [(row.output, (row.answer, *row.other_answers)) for row in rows]
+        extra["kind"] = kind_figures(pairs, kind=kind, labels=labels)
     return Quality(
         model=model,
         items=len(rows),
@@ -156,6 +185,7 @@ def quality(
         exact_match_low=share.low,
         exact_match_high=share.high,
         mean_output_tokens=sum(len(row.output_ids) for row in rows) / len(rows),
+        answer_score_ratio=sum(scores) / len(scores) if scores else None,
         bits_per_byte=bits_per_byte,
         reference=reference,
         kld_nats=_mean(held, "kld_nats", places) if held else None,

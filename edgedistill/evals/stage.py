@@ -111,6 +111,7 @@ def _questions(context: StageContext, family: Family, prompts: Sequence[Prompt],
             answer=prompt.answer or "",
             answer_ids=tuple(chat.encode(tokenizer, prompt.answer or "")),
             kind=prompt.kind,
+            other_answers=prompt.other_answers,
             scored=prompt.id in scored,
         )
         for prompt in prompts
@@ -177,6 +178,8 @@ def _score_model(
         score_answers(session.logits, questions.items, reference=reference),
         decode=lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False),
         as_json=task.answer == "json",
+        kind=task.kind,
+        labels=task.all_labels(),
     )
     per_byte = bits_per_byte(
         session.logits,
@@ -201,6 +204,8 @@ def _summarize(context: StageContext, models: Sequence[Model]) -> None:
             reference=model.reference,
             teacher=None if model.name == "teacher" else rows.get("teacher"),
             confidence=CONFIDENCE,
+            kind=context.recipe.task.kind,
+            labels=context.recipe.task.all_labels(),
         )
         summary[model.name] = found.model_dump(mode="json")
         context.figures[model.name] = {

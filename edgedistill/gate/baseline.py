@@ -60,7 +60,7 @@ def make_baseline(
         models={name: facts for name, facts in data.models.items() if name in models},
         measurements=tuple(_slim(row) for row in data.measurements if row.model in models),
         items={
-            name: tuple(item.model_copy(update={"answer": "", "output": ""}) for item in items)
+            name: tuple(item.model_copy(update={"answer": "", "other_answers": (), "output": ""}) for item in items)
             for name, items in data.items.items()
             if name in models
         },

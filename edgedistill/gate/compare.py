@@ -16,7 +16,9 @@ from edgedistill.gate.words import one_line
 
 TEACHER = "teacher"
 BENCH = tuple(metric for metric in Metric if METRICS[metric].source == "bench")
-EVAL = (Metric.EXACT_MATCH_RATIO, Metric.BITS_PER_BYTE, Metric.KLD_NATS, Metric.TOP1_RATIO)
+EVAL = (
+    Metric.EXACT_MATCH_RATIO, Metric.ANSWER_SCORE_RATIO, Metric.BITS_PER_BYTE, Metric.KLD_NATS, Metric.TOP1_RATIO,
+)  # fmt: skip
 TPOT_PERCENTILES = (50, 95)
 
 

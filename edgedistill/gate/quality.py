@@ -60,7 +60,8 @@ def scored_of(data: RunData, metric: Metric, model: str) -> dict[str, tuple[floa
     for item in data.items.get(model, ()):
         mean = getattr(item, metric.value)
         if mean is not None:
-            found[item.id] = (mean, item.answer_tokens + 1)  # the answer's end is predicted too
+            # The answer's end is predicted too; a score is the whole answer's.
+            found[item.id] = (mean, 1 if metric is Metric.ANSWER_SCORE_RATIO else item.answer_tokens + 1)
     if not found:
         raise UnmeasuredError(f"{model} has {metric.value} in its summary and in none of its answers")
     share = math.fsum(mean * places for mean, places in found.values()) / sum(p for _, p in found.values())

@@ -10,6 +10,7 @@ from typing import Any
 from edgedistill.core.artifact import Manifest
 from edgedistill.core.budget import Check, Verdict
 from edgedistill.core.metric import METRICS
+from edgedistill.core.page import page_environment
 from edgedistill.core.sequential import Look
 from edgedistill.gate.plots import Line, Point, curves, scatter, thin
 from edgedistill.gate.proof import NONE, proof_table
@@ -41,13 +42,9 @@ def render_report(
         looks: where growing measurements are judged, and how strictly; none: once.
         architecture: model → what it is made of.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    environment = page_environment(Path(__file__).parent)
     environment.filters |= {
         "quantity": _or_none(quantity),
         "span": lambda ends, unit: span(*ends, unit),

@@ -24,7 +24,7 @@ MIN_BLOCKS = 3
 ROLES: tuple[Role, ...] = get_args(Role)
 WORKLOADS: tuple[Workload, ...] = get_args(Workload)
 EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)  # worst to best
-PER_ITEM = (Metric.KLD_NATS, Metric.TOP1_RATIO)
+PER_ITEM = (Metric.ANSWER_SCORE_RATIO, Metric.KLD_NATS, Metric.TOP1_RATIO)
 STATISTICS = {"median": statistics.median, "mean": statistics.fmean}
 
 

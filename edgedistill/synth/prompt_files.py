@@ -1,128 +1,159 @@
-"""Prompts out of users' JSONL files: one object a line, with `prompt` or chat `messages`, and perhaps `answer`."""
+"""Rows out of users' files: JSONL, JSON, CSV, Parquet, or a Hugging Face data set by name; a fault names its line."""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgedistill.core.errors import InputError
-from edgedistill.core.files import digest_of
-from edgedistill.core.records import Message, Prompt
+from edgedistill.core.corpus import HUB
+from edgedistill.core.errors import InputError, MissingError, shortened
+from edgedistill.core.records import LeftOut
+from edgedistill.synth.forms import Rules, kind_of, to_row
+from edgedistill.synth.rows import Row
 
-KEYS = ("prompt", "messages", "answer", "kind")
-ROLES = ("system", "user", "assistant")
+_HUB_NAME = re.compile(r"hf:(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<revision>[^#]+))?(#(?P<split>.+))?")
+Place = tuple[str, dict[str, Any]]
 
 
 @dataclass
 class Loaded:
-    """Prompts of one file, and the line numbers of what was left out."""
+    """Rows of one source, and what was left out because it asks nothing."""
 
-    prompts: list[Prompt] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    empty: list[int] = field(default_factory=list)
-    duplicate: list[int] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    empty: list[LeftOut] = field(default_factory=list)
 
 
-def make_prompt(messages: Iterable[Message], *, answer: str | None = None, kind: str = "") -> Prompt:
-    """A prompt whose id is the hash of its messages: equal requests have equal ids."""
-    messages = tuple(messages)
-    identity = digest_of([[m.role, m.content] for m in messages])[:32]
-    return Prompt(id=identity, messages=messages, answer=answer, kind=kind)
-
-
-def load_prompts(path: Path, *, system: str | None = None, needs_answer: bool = False) -> Loaded:
-    """Read a JSONL file of prompts; empty and repeated ones are left out and their lines reported.
-
-    A chat whose last message is the assistant's gives its answer. `system` goes before chats that have no system
-    message of their own.
+def load_rows(source: str, *, split: str, rules: Rules, needs_answer: bool = False) -> Loaded:
+    """Read every row of a file or of `hf:NAME[:CONFIG][@REVISION][#SPLIT]`; rows with an empty request are left out.
 
     Raises:
-        InputError: the file is absent, holds no prompt, or a line is not what is expected; the message names the line.
+        InputError: the source is absent, holds no prompt, or a row is not what is expected; the message names it.
+        MissingError: the source needs the package `datasets` or the network, and it is not there.
     """
-    if not path.is_file():
-        raise InputError(f"expected a JSONL file of prompts at {path}, found nothing there")
     loaded = Loaded()
-    seen: set[str] = set()
-    with path.open("rb") as f:
-        for number, raw in enumerate(f, start=1):
-            if not raw.strip():
-                continue
-            prompt = _parse(raw, f"{path} line {number}", system=system)
-            if prompt is None:
-                loaded.empty.append(number)
-            elif needs_answer and not (prompt.answer or "").strip():
-                raise InputError(
-                    f"{path} line {number}: expected an `answer`, found none; gold and test prompts need one"
-                )
-            elif prompt.id in seen:
-                loaded.duplicate.append(number)
-            else:
-                seen.add(prompt.id)
-                loaded.prompts.append(prompt)
-                loaded.lines.append(number)
-    if not loaded.prompts:
-        raise InputError(f"expected at least one prompt in {path}, found none")
+    for place, raw in _raw_rows(source):
+        row = to_row(raw, place, source=source, rules=rules)
+        if row is None:
+            loaded.empty.append(LeftOut(split=split, place=place, reason="empty"))
+        elif needs_answer and not (row.prompt.answer or "").strip():
+            raise InputError(f"{place}: expected an `answer`, found none; gold and test prompts need one")
+        else:
+            loaded.rows.append(row)
+    if not loaded.rows:
+        raise InputError(f"expected at least one prompt in {source}, found none")
     return loaded
 
 
-def _parse(raw: bytes, place: str, *, system: str | None) -> Prompt | None:
-    """The prompt of one line, None where its last request is empty."""
+def _raw_rows(source: str) -> Iterator[Place]:
+    if source.startswith(HUB):
+        yield from _hub_rows(source)
+        return
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"expected a file of prompts at {path}, found nothing there")
+    yield from _READERS.get(path.suffix.lower(), _jsonl_rows)(path)
+
+
+def _jsonl_rows(path: Path) -> Iterator[Place]:
+    with path.open("rb") as f:
+        for number, raw in enumerate(f, start=1):
+            if raw.strip():
+                place = f"{path} line {number}"
+                yield place, _object(_json(raw, place, expected="one JSON object"), place)
+
+
+def _json_rows(path: Path) -> Iterator[Place]:
+    rows = _json(path.read_bytes(), str(path), expected="a JSON list of objects")
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: expected a JSON list of objects, found {kind_of(rows)}; name JSON Lines .jsonl")
+    for number, row in enumerate(rows, start=1):
+        yield (place := f"{path} row {number}"), _object(row, place)
+
+
+def _csv_rows(path: Path) -> Iterator[Place]:
     try:
-        row = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
-        raise InputError(f"{place}: expected one JSON object, found damaged text ({e})") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: expected a JSON object, found {_kind(row)}")
-    if unknown := sorted(row.keys() - set(KEYS)):
-        raise InputError(f"{place}: expected the names {', '.join(KEYS)}, found {unknown[0]!r}")
-    if ("prompt" in row) == ("messages" in row):
-        raise InputError(
-            f"{place}: expected either `prompt` or `messages`, found {'both' if 'prompt' in row else 'neither'}"
+        with path.open(encoding="utf-8-sig", newline="") as f:
+            reader = csv.DictReader(f, strict=True)
+            for row in reader:
+                place = f"{path} line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise InputError(f"{place}: expected {len(reader.fieldnames or ())} values, found another number")
+                yield place, row
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f"{path}: expected CSV in UTF-8 with a header, found damaged text ({e})") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[Place]:
+    datasets = _datasets(str(path))
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            features = datasets.Features.from_arrow_schema(file.schema_arrow)
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            yield from _table_rows(rows, features, str(path))
+    except (ArrowException, OSError) as e:
+        raise InputError(f"{path}: expected a Parquet file, found a damaged one ({shortened(e)})") from None
+
+
+def _hub_rows(source: str) -> Iterator[Place]:
+    match = _HUB_NAME.fullmatch(source)
+    if match is None:
+        raise InputError(f"expected hf:NAME[:CONFIG][@REVISION][#SPLIT], found {source!r}")
+    datasets = _datasets(source)
+    try:
+        found = datasets.load_dataset(
+            match["name"], match["config"], revision=match["revision"], split=match["split"] or "train"
         )
-    for name in ("prompt", "answer", "kind"):
-        if name in row and not isinstance(row[name], str) and not (name == "answer" and row[name] is None):
-            raise InputError(f"{place}: expected `{name}` to be text, found {_kind(row[name])}")
-    messages = [Message(role="user", content=row["prompt"])] if "prompt" in row else _messages(row["messages"], place)
-    answer = row.get("answer")
-    if messages[-1].role == "assistant":
-        if answer is not None:
-            raise InputError(f"{place}: expected one answer, found `answer` and a last message by the assistant")
-        answer = messages.pop().content
-    if not messages or messages[-1].role != "user":
-        raise InputError(f"{place}: expected the request to end with a user's message, found {_last_role(messages)}")
-    if not messages[-1].content.strip():
-        return None
-    if system is not None and messages[0].role != "system":
-        messages.insert(0, Message(role="system", content=system))
-    return make_prompt(messages, answer=answer, kind=row.get("kind", ""))
+    except ValueError as e:  # an unknown config or split
+        raise InputError(f"{source}: {shortened(e)}") from None
+    except Exception as e:
+        raise MissingError(f"{source} could not be had: {shortened(e)}; check its name and the network") from None
+    yield from _table_rows(found, found.features, source)
 
 
-def _messages(value: Any, place: str) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise InputError(f"{place}: expected `messages` to be a list of at least one message, found {_kind(value)}")
-    messages = []
-    for i, item in enumerate(value):
-        where = f"{place}, message {i + 1}"
-        if not isinstance(item, dict) or set(item) != {"role", "content"}:
-            found = f"the names {', '.join(sorted(map(str, item)))}" if isinstance(item, dict) else _kind(item)
-            raise InputError(f"{where}: expected an object of `role` and `content`, found {found}")
-        if item["role"] not in ROLES:
-            raise InputError(f"{where}: expected a role of {', '.join(ROLES)}, found {item['role']!r}")
-        if not isinstance(item["content"], str):
-            raise InputError(f"{where}: expected `content` to be text, found {_kind(item['content'])}")
-        messages.append(Message(role=item["role"], content=item["content"]))
-    return messages
+def _table_rows(rows: Iterable[dict[str, Any]], features: Any, source: str) -> Iterator[Place]:
+    """The rows with their places; a class stands by its name, not by its number."""
+    names = {column: kept.names for column, kept in features.items() if hasattr(kept, "names")}
+    for number, row in enumerate(rows, start=1):
+        for column, classes in names.items():
+            if isinstance(row[column], int) and row[column] >= 0:
+                row[column] = classes[row[column]]
+        yield f"{source} row {number}", row
 
 
-def _last_role(messages: list[Message]) -> str:
-    return f"one by the {messages[-1].role}" if messages else "none"
+def _datasets(source: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingError(
+            f"{source} is read through the package datasets, which is not installed; "
+            "pip install 'edgedistill[datasets]', or give a JSONL file"
+        ) from None
+    return datasets
 
 
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return "an empty list" if value == [] else names[type(value)]
+def _json(raw: bytes, place: str, *, expected: str) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{place}: expected {expected}, found damaged text ({shortened(e)})") from None
+
+
+def _object(row: Any, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: expected a JSON object, found {kind_of(row)}")
+    return row
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Place]]] = {
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}

@@ -5,47 +5,65 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgedistill.core.config import validate
+from edgedistill.core.corpus import SPLITS
 from edgedistill.core.errors import InputError, StageError
-from edgedistill.core.files import read_jsonl, write_jsonl
+from edgedistill.core.files import read_jsonl, write_json, write_jsonl
 from edgedistill.core.host import usable_cores
-from edgedistill.core.recipe import Recipe, Task
-from edgedistill.core.records import Message, Prompt
+from edgedistill.core.recipe import Recipe
+from edgedistill.core.records import LeftOut, Message, Prompt
 from edgedistill.core.runfolder import FOLDERS, StageContext, read_manifest
+from edgedistill.core.task import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from edgedistill.core.teacher import Teacher
     from edgedistill.synth.label import Counts, Judge
+    from edgedistill.synth.rows import Row
     from edgedistill.synth.service import Service
     from edgedistill.synth.several import Asked
 
-SPLITS = ("heldout", "valid", "gold", "prompts")  # what stands in an earlier one is left out of the later ones
-
 
 def run_data(context: StageContext) -> None:
-    """Write gold, valid, heldout and prompts as JSONL of `Prompt`, without overlap; what is left out is reported.
+    """Write gold, valid, heldout and prompts as JSONL of `Prompt`, what is left out and why, and what was found.
 
     Raises:
-        InputError: a prompt file or a gold answer is not what is expected, or nothing is there to label.
+        InputError: a file or a gold answer is not what is expected, or nothing is there to label.
+        MissingError: a file needs the package `datasets` or the network.
     """
-    recipe = context.recipe
-    loaded = _generated(recipe) if recipe.data.generator else _from_files(context)
-    if not loaded["gold"] and not loaded["prompts"]:
+    from edgedistill.synth.card import write_prompts_card
+    from edgedistill.synth.checks import check_rows, notes
+
+    data = context.recipe.data
+    rows, empty = _generated(context.recipe) if data.generator else _from_files(context.recipe)
+    if not rows["gold"] and not rows["prompts"]:
         raise InputError("expected data.gold or data.prompts for the teacher to label, found neither in the recipe")
-    taken: dict[str, str] = {}
+    target = data.balance.target if data.balance else None
+    checked = check_rows(
+        rows,
+        empty=empty,
+        near=data.checks.near_duplicates,
+        similarity=data.checks.similarity,
+        contamination=data.checks.contamination,
+        overlap=data.checks.overlap,
+        personal=data.checks.personal,
+        balance_split=data.balance.split if data.balance else "prompts",
+        balance_by=data.balance.by if data.balance else None,
+        balance_target=target if isinstance(target, dict) else None,
+    )
+    for note in notes(checked.report):
+        context.report.note(note)
     for split in SPLITS:
-        kept = [p for p in loaded[split] if p.id not in taken]
-        if left_out := len(loaded[split]) - len(kept):
-            others = sorted({taken[p.id] for p in loaded[split] if p.id in taken})
-            context.report.note(f"{split}: left out {left_out} prompts that stand in {' or '.join(others)}")
-        taken |= {p.id: split for p in kept}
-        write_jsonl(context.folder / f"{split}.jsonl", [p.model_dump(mode="json") for p in kept])
-        context.figures[split] = len(kept)
+        kept = [row.prompt.model_dump(mode="json") for row in checked.rows[split]]
+        context.figures[split] = write_jsonl(context.folder / f"{split}.jsonl", kept)
+    write_jsonl(context.folder / "left-out.jsonl", [row.model_dump(mode="json") for row in checked.left_out])
+    write_json(context.folder / "checks.json", checked.report)
+    write_prompts_card(context.folder, name=context.run.name, checked=checked)
 
 
 def run_synth(context: StageContext) -> None:
@@ -113,7 +131,7 @@ def run_synth(context: StageContext) -> None:
             shard_size=synth.shard_size,
             progress=progress,
         )
-    _tell(context, counts, teacher=teacher)
+    _tell(context, counts, teacher=teacher, prompts=(request.prompt for request in requests))
 
 
 def estimate(run: Path, recipe: Recipe) -> dict[str, Any]:
@@ -147,7 +165,7 @@ def _label_remotely(context: StageContext) -> None:
     """Ask the APIs for what is missing, then write records in the student's tokens from what they said."""
     from edgedistill.synth import api_records, several
     from edgedistill.synth.clients import read_key
-    from edgedistill.synth.service import figures_of
+    from edgedistill.synth.service import figures_of, stream_prompts
 
     recipe, teacher = context.recipe, context.recipe.teacher
     judge, paths, asked = _judge(recipe.task), _prompt_files(recipe, context.folder_of("data")), _asked(recipe)
@@ -175,7 +193,7 @@ def _label_remotely(context: StageContext) -> None:
         for a, one in zip(asked, teacher.all, strict=True)
     ]
     context.figures.update(figures[0] | ({"further": figures[1:]} if figures[1:] else {}))
-    _tell(context, counts, teacher=asked[0].service.name)
+    _tell(context, counts, teacher=asked[0].service.name, prompts=stream_prompts(paths))
 
 
 def _ask(context: StageContext, teacher: Teacher, number: int, asked: Sequence[Asked], *, judge: Judge) -> None:
@@ -243,7 +261,9 @@ def _service(teacher: Teacher, *, limit: int) -> Service:
     )
 
 
-def _tell(context: StageContext, counts: Counts, *, teacher: str) -> None:
+def _tell(context: StageContext, counts: Counts, *, teacher: str, prompts: Iterable[Prompt]) -> None:
+    from edgedistill.synth.card import write_answers_card
+
     context.figures.update(
         {
             "asked": counts.asked,
@@ -255,50 +275,54 @@ def _tell(context: StageContext, counts: Counts, *, teacher: str) -> None:
     )
     reasons = ", ".join(f"{n} {reason}" for reason, n in counts.rejected.items()) or "none rejected"
     context.report.note(f"{counts.kept} of {counts.asked} answers kept ({reasons})")
+    write_answers_card(context.folder, name=context.run.name, figures=context.figures, prompts=prompts)
 
 
-def _generated(recipe: Recipe) -> dict[str, list[Prompt]]:
+def _generated(recipe: Recipe) -> tuple[dict[str, list[Row]], list[LeftOut]]:
     from edgedistill.synth.home import splits
-    from edgedistill.synth.prompt_files import make_prompt
+    from edgedistill.synth.rows import Row, make_prompt
 
-    sizes = {split: int(getattr(recipe.data, split)) for split in SPLITS}
+    sizes = {split: int(getattr(recipe.data, split)) for split in SPLITS}  # type: ignore[arg-type]
     data = splits(recipe.seed, **sizes)
-    system = [Message(role="system", content=recipe.task.system)] if recipe.task.system is not None else []
-    made: dict[str, list[Prompt]] = {}
+    said = recipe.task.all_system()
+    system = [Message(role="system", content=said)] if said is not None else []
+    made: dict[str, list[Row]] = {}
     for split in SPLITS:
         made[split] = []
-        for item in getattr(data, split):
+        for number, item in enumerate(getattr(data, split), start=1):
             answer = json.loads(item.answer) if item.answer else None
             kind = f"{answer['device']}.{answer['action']}" if answer else ""
-            messages = [*system, Message(role="user", content=item.text)]
-            made[split].append(make_prompt(messages, answer=item.answer, kind=kind))
-    return made
+            prompt = make_prompt([*system, Message(role="user", content=item.text)], answer=item.answer, kind=kind)
+            made[split].append(Row(prompt, f"{split} {number}", recipe.data.generator or ""))
+    return made, []
 
 
-def _from_files(context: StageContext) -> dict[str, list[Prompt]]:
-    from edgedistill.synth.prompt_files import load_prompts
+def _from_files(recipe: Recipe) -> tuple[dict[str, list[Row]], list[LeftOut]]:
+    from edgedistill.synth.forms import Rules
+    from edgedistill.synth.prompt_files import load_rows
+    from edgedistill.synth.split import split_rows
 
-    recipe = context.recipe
-    task = recipe.task
+    data, task = recipe.data, recipe.task
     judge = _judge(task)
-    found: dict[str, list[Prompt]] = {}
+    rules = Rules(form=data.form, kind=task.kind, columns=data.columns, group=data.group, system=task.all_system(),
+                  tools=task.tools)  # fmt: skip
+    rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    empty: list[LeftOut] = []
     for split in SPLITS:
-        source = getattr(recipe.data, split)
-        if not isinstance(source, str):
-            found[split] = []
-            continue
-        loaded = load_prompts(Path(source), system=task.system, needs_answer=split != "prompts")
-        for what, lines in (("empty", loaded.empty), ("repeated", loaded.duplicate)):
-            if lines:
-                places = ", ".join(map(str, lines[:10])) + (", …" if len(lines) > 10 else "")
-                context.report.note(f"{source}: left out {len(lines)} {what} prompts (lines {places})")
-        for line, prompt in zip(loaded.lines, loaded.prompts, strict=True):
-            if prompt.answer is None:
-                continue
-            if fault := judge(prompt.answer, "stop", prompt):
-                raise InputError(f"{source} line {line}: the answer is not what the task says ({fault[0]}: {fault[1]})")
-        found[split] = loaded.prompts
-    return found
+        for source in data.sources(split):
+            its = replace(rules, needs_group=split == "gold")  # which is what [data.split] divides
+            loaded = load_rows(source, split=split, rules=its, needs_answer=split != "prompts")
+            for row in loaded.rows:
+                if row.prompt.answer is not None and (fault := judge(row.prompt.answer, "stop", row.prompt)):
+                    said = f"{fault[0]}: {fault[1]}" if fault[1] else fault[0]
+                    raise InputError(f"{row.place}: the answer is not what the task says ({said})")
+            rows[split] += loaded.rows
+            empty += loaded.empty
+    if data.split:
+        shares = {"heldout": data.split.heldout, "valid": data.split.valid}
+        divided = split_rows(rows["gold"], {k: v for k, v in shares.items() if v}, rest="gold", seed=recipe.seed)
+        rows |= divided
+    return rows, empty
 
 
 def _judge(task: Task) -> Judge:
@@ -314,6 +338,14 @@ def _judge(task: Task) -> Judge:
         expected=prompt.answer,
         prompt="\n".join(message.content for message in prompt.messages),
         copied=task.copied,
+        kind=task.kind,
+        labels=task.all_labels(),
+        tools=prompt.tools,
+        pattern=task.answer_pattern,
+        words=task.answer_words,
+        language=task.language,
+        refusals=task.refusals == "keep",
+        others=prompt.other_answers,
     )
 
 

@@ -1,8 +1,8 @@
-"""Whether a teacher's answer is kept: finished, not empty, of the right form, and right where the answer is known."""
+"""Whether a teacher's answer is kept: finished, not empty, of the right form, and right where that is known."""
 
 from __future__ import annotations
 
-import json
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,13 +10,15 @@ from typing import Any
 import jsonschema
 import referencing
 
-from edgedistill.core.errors import InputError
+from edgedistill.core.errors import InputError, shortened
 from edgedistill.core.files import canonical_json
+from edgedistill.core.kinds import KINDS, call_of, extract, strict_json
+from edgedistill.synth.answer_text import foreign_language, is_refusal, length_fault
 
 Verdict = tuple[str, str] | None  # (reason, detail) of a reject
 
 
-def schema_check(schema: dict[str, Any]) -> Callable[[Any], str | None]:
+def schema_check(schema: dict[str, Any], *, name: str = "task.answer_schema") -> Callable[[Any], str | None]:
     """A function that says what is wrong with a JSON value under `schema` (JSON Schema 2020-12), None if nothing.
 
     Raises:
@@ -26,46 +28,22 @@ def schema_check(schema: dict[str, Any]) -> Callable[[Any], str | None]:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as e:
         place = "/".join(map(str, e.absolute_path)) or "its root"
-        raise InputError(f"task.answer_schema is no valid JSON Schema at {place}: {e.message}") from None
+        raise InputError(f"{name} is no valid JSON Schema at {place}: {e.message}") from None
     for reference in _references(schema):
         if not reference.startswith("#"):
-            raise InputError(f"task.answer_schema refers to {reference!r}; expected references inside it (#/…) only")
+            raise InputError(f"{name} refers to {reference!r}; expected references inside it (#/…) only")
     validator = jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
 
     def check(value: Any) -> str | None:
         try:
             error = jsonschema.exceptions.best_match(validator.iter_errors(value))
         except referencing.exceptions.Unresolvable as e:
-            raise InputError(
-                f"task.answer_schema refers to {'#' + e.ref.lstrip('#')!r}, which it does not hold"
-            ) from None
+            raise InputError(f"{name} refers to {'#' + e.ref.lstrip('#')!r}, which it does not hold") from None
         if error is None:
             return None
         return f"{'.'.join(map(str, error.absolute_path)) or 'the answer'}: {error.message}"
 
     return check
-
-
-def parse_json(text: str) -> Any:
-    """Strict JSON: no NaN or Infinity, no name twice.
-
-    Raises:
-        ValueError: `text` is not that.
-    """
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON")
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        row = dict(items)
-        if len(row) != len(items):
-            raise ValueError("a name stands twice")
-        return row
-
-    try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=pairs)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 def check_answer(
@@ -77,30 +55,94 @@ def check_answer(
     expected: str | None,
     prompt: str = "",
     copied: Mapping[str, Sequence[str]] | None = None,
+    kind: str | None = None,
+    labels: Sequence[str] = (),
+    tools: Sequence[Mapping[str, Any]] = (),
+    pattern: str | None = None,
+    words: tuple[int, int] | None = None,
+    language: str | None = None,
+    refusals: bool = True,
+    others: Sequence[str] = (),
 ) -> Verdict:
     """None if the answer is kept, else the reason and detail of its reject.
 
-    Reasons: `truncated` (the token limit came first), `empty`, `not-json`, `schema`, and for JSON answers `not-said` (a
-    text or number in a field of `copied` is neither among the field's allowed texts nor in the words of `prompt`) and,
-    where the right value is known, `wrong`.
+    Reasons: `truncated` (the token limit came first), `empty`, `pattern`, `length` and `language`; for text `refusal`
+    (unless `refusals`, or the right answer is one too); for JSON `not-json`, `schema` (also of the function called) and
+    `not-said` (a text or number in a field of `copied` is neither among the field's allowed texts nor in the words of
+    `prompt`); `no-answer` (none of the task's kind can be read from it) and, where the right one is known, `wrong`
+    (`others` are right as well).
     """
     if finish == "length":
         return "truncated", "no end-of-generation token within the limit"
     if not answer.strip():
         return "empty", ""
-    if not as_json:
-        return None
+    if pattern is not None and not re.fullmatch(pattern, answer, flags=re.DOTALL):
+        return "pattern", f"expected all of it to match {pattern!r}"
+    if words and (fault := length_fault(answer, least=words[0], most=words[1])):
+        return "length", fault
+    if as_json:
+        return _json_fault(
+            answer, schema=schema, expected=expected, prompt=prompt, copied=copied or {}, kind=kind, tools=tools
+        )
+    if not refusals and is_refusal(answer) and not is_refusal(expected or ""):
+        return "refusal", ""
+    if language and (found := foreign_language(answer, language)):
+        return "language", f"expected {language}, found {found}"
+    right = () if expected is None else (expected, *others)
+    return _kind_fault(answer, right, kind=kind, labels=labels) if kind else None
+
+
+def _kind_fault(answer: str, right: Sequence[str], *, kind: str, labels: Sequence[str]) -> Verdict:
+    found = extract(answer, kind=kind, labels=labels)
+    if found is None:
+        said = f"one of {', '.join(labels)}" if labels else f"an answer of a {kind} task"
+        return "no-answer", f"expected {said}"
+    if right and not KINDS[kind].graded and found not in [extract(text, kind=kind, labels=labels) for text in right]:
+        return "wrong", f"expected {shortened(' or '.join(right))}"
+    return None
+
+
+def _json_fault(
+    answer: str,
+    *,
+    schema: Callable[[Any], str | None] | None,
+    expected: str | None,
+    prompt: str,
+    copied: Mapping[str, Sequence[str]],
+    kind: str | None,
+    tools: Sequence[Mapping[str, Any]],
+) -> Verdict:
     try:
-        value = parse_json(answer)
+        value = strict_json(answer)
     except ValueError as e:
         return "not-json", str(e)
     if schema and (fault := schema(value)):
         return "schema", fault
-    if fault := _not_said(value, prompt=prompt, copied=copied or {}):
+    if kind == "function-call":
+        if call_of(answer) is None:
+            return "no-answer", 'expected an object of "name" and "arguments" alone'
+        if tools and (fault := _call_fault(value, tools)):
+            return "schema", fault
+    if fault := _not_said(value, prompt=prompt, copied=copied):
         return "not-said", fault
-    if expected is not None and canonical_json(value) != canonical_json(parse_json(expected)):
+    if expected is not None and canonical_json(value) != canonical_json(strict_json(expected)):
         return "wrong", f"expected {expected}"
     return None
+
+
+def _call_fault(call: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> str | None:
+    """What is wrong with a call of one of `tools`: its name, or its arguments under the function's schema."""
+    parameters = {tool["name"]: tool.get("parameters") for tool in tools}
+    if call["name"] not in parameters:
+        return f"expected a call of {', '.join(sorted(parameters))}, found {call['name']!r}"
+    if parameters[call["name"]] is None:
+        return None
+    return _parameters_check(canonical_json(parameters[call["name"]]))(call["arguments"])
+
+
+@functools.lru_cache(maxsize=1024)
+def _parameters_check(schema: str) -> Callable[[Any], str | None]:
+    return schema_check(strict_json(schema), name="a function's parameters")
 
 
 def _not_said(value: Any, *, prompt: str, copied: Mapping[str, Sequence[str]]) -> str | None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgedistill.core import kinds
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import canonical_json
 from edgedistill.core.records import Prompt
@@ -97,7 +98,14 @@ def take_teacher(*, source: Path, folder: Path, template: str) -> None:
 
 
 def wrong_answers(
-    *, folder: Path, prompts: Sequence[Prompt], template: str, as_json: bool, answer: Answerer
+    *,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    template: str,
+    as_json: bool,
+    answer: Answerer,
+    kind: str | None = None,
+    labels: Sequence[str] = (),
 ) -> list[tuple[Prompt, str]]:
     """The prompts that the model in `folder` answers unlike `prompt.answer`, with what it says."""
     tokenizer = load_tokenizer(folder)
@@ -106,7 +114,7 @@ def wrong_answers(
     wrong = []
     for prompt, ids in zip(prompts, answer(asked), strict=True):
         said = tokenizer.decode([i for i in ids if i not in ends], clean_up_tokenization_spaces=False)
-        if not same_answer(said, prompt.answer or "", as_json=as_json):
+        if not same_answer(said, prompt.answer or "", as_json=as_json, kind=kind, labels=labels):
             wrong.append((prompt, said))
     return wrong
 
@@ -133,8 +141,15 @@ def require_exact_match(wrong: Sequence[tuple[Prompt, str]], *, total: int, mini
     return ratio
 
 
-def same_answer(found: str, expected: str, *, as_json: bool) -> bool:
-    """Whether two answers say the same: equal JSON values, or equal text but for blanks at its ends."""
+def same_answer(
+    found: str, expected: str, *, as_json: bool, kind: str | None = None, labels: Sequence[str] = ()
+) -> bool:
+    """Whether two answers say the same, as the task's kind sees it.
+
+    Without a kind: equal JSON values, or equal text but for blanks at its ends.
+    """
+    if kind is not None:
+        return kinds.same_answer(found, expected, kind=kind, labels=labels)
     if not as_json:
         return found.strip() == expected.strip()
     try:

@@ -62,6 +62,8 @@ def run_teacher(context: StageContext) -> None:
         prompts=valid,
         template=template,
         as_json=recipe.task.answer == "json",
+        kind=recipe.task.kind,
+        labels=recipe.task.all_labels(),
         answer=lambda asked: _greedy(context, asked, threads=threads),
     )
     ratio = adapt.require_exact_match(wrong, total=len(valid), minimum=recipe.teacher.adapt.min_exact_match)

@@ -113,6 +113,25 @@ def answering(model: str, right: int, **how: Any) -> Change:
     return changed
 
 
+def graded(**shift: float) -> Change:
+    """Every item of a model with a score around 0.6, by so much more or less."""
+
+    def changed(data: RunData) -> RunData:
+        for name, more in shift.items():
+            model = name.replace("_", "-", 1)
+            scores = [0.5 + more + 0.002 * i for i in range(len(data.items[model]))]
+            items = [
+                item.model_copy(update={"answer_score_ratio": score})
+                for item, score in zip(data.items[model], scores, strict=True)
+            ]
+            mean = {"answer_score_ratio": sum(scores) / len(scores)}
+            quality_of = data.qualities[model].model_copy(update=mean)
+            data = replace(data, items=data.items | {model: items}, qualities=data.qualities | {model: quality_of})
+        return data
+
+    return changed
+
+
 def agreeing(model: str) -> Change:
     def changed(data: RunData) -> RunData:
         items = [i.model_copy(update={"top1_ratio": 1.0}) if i.top1_ratio else i for i in data.items[model]]
@@ -177,6 +196,14 @@ TRUTH: list[tuple[str, Change, dict[str, Any], str, str]] = [
     ("divergence near", same, {"metric": "kld_nats", "max": 0.0225}, "inconclusive", "limit of 0.0225 nats to tell"),
     ("divergence against another", same, {"metric": "kld_nats", "max_ratio": 1.5, "against": "onnx-int4"}, "pass",
      "onnx-int4's"),
+    ("score", graded(gguf_q4_0=0.0), {"metric": "answer_score_ratio", "min": 0.5}, "pass", "is 59.9 %"),
+    ("score against the teacher", graded(gguf_q4_0=-0.1, teacher=0.0),
+     {"metric": "answer_score_ratio", "min_ratio": 0.95}, "fail", "teacher's"),
+    ("score that is not its answers'", lambda data: with_quality("gguf-q4_0", answer_score_ratio=0.9)(
+        graded(gguf_q4_0=0.0)(data)), {"metric": "answer_score_ratio", "min": 0.5}, "error",
+     "the answer_score_ratio of gguf-q4_0 (0.9) is not that of its answers (0.599)"),
+    ("no score", same, {"metric": "answer_score_ratio", "min": 0.5}, "error",
+     "has no measurement of answer_score_ratio"),
     ("agreement broken", same, {"metric": "top1_ratio", "min": 0.999}, "fail", ", under the 99.9 % asked for"),
     ("agreement everywhere is no certainty", agreeing("gguf-q4_0"), {"metric": "top1_ratio", "min": 0.999},
      "inconclusive",

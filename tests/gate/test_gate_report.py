@@ -92,6 +92,21 @@ def test_everything_the_verdict_rests_on_is_in_the_report(
     assert html.count("<svg ") == 4
 
 
+def test_scores_of_a_kind_have_a_column_and_none_stands_without_them(
+    run: Path, recipe: Callable[..., Recipe], run_gate: Gate
+) -> None:
+    column = "<th>score</th>"
+    assert column not in (run_gate(run, recipe())[0] / "report.html").read_text(encoding="utf-8")
+    summary = read_json(run / "40-eval" / "summary.json")
+    for path in (run / "40-eval").glob("*.jsonl"):
+        write_jsonl(path, [row | {"answer_score_ratio": 0.5} for row in read_jsonl(path)])
+        summary[path.stem]["answer_score_ratio"] = 0.5
+    write_json(run / "40-eval" / "summary.json", summary)
+    html = (run_gate(run, recipe())[0] / "report.html").read_text(encoding="utf-8")
+    assert html.count(column) == 1 and html.count("<td>50 %</td>") == 7
+    parsed(html)
+
+
 def test_the_teacher_s_setting_is_told_with_the_reason(
     run: Path, recipe: Callable[..., Recipe], run_gate: Gate
 ) -> None:

@@ -17,7 +17,7 @@ from edgedistill.core.records import Message, Prompt
 from edgedistill.core.runfolder import SilentReporter
 from edgedistill.synth import pace, remote
 from edgedistill.synth.journal import Journal, read_past
-from edgedistill.synth.prompt_files import make_prompt
+from edgedistill.synth.rows import make_prompt
 from edgedistill.synth.service import Service
 
 pytest.importorskip("openai", reason="the extra `api` is not installed")

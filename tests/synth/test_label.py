@@ -18,7 +18,7 @@ from edgedistill.runtimes.base import Generation
 from edgedistill.runtimes.logit_cache import CacheIdentity, open_cache
 from edgedistill.synth import label as labelling
 from edgedistill.synth.label import Counts, Request, label, read_records
-from edgedistill.synth.prompt_files import make_prompt
+from edgedistill.synth.rows import make_prompt
 
 IDENTITY = CacheIdentity(tokenizer="t", template="c", teacher="x")
 END = 2

@@ -27,7 +27,7 @@ from edgedistill.synth.api_logprobs import FLOOR, logit_row
 from edgedistill.synth.api_records import StudentTokens, write_records
 from edgedistill.synth.journal import Journal, read_past
 from edgedistill.synth.label import read_records
-from edgedistill.synth.prompt_files import make_prompt
+from edgedistill.synth.rows import make_prompt
 from edgedistill.synth.service import Service, estimate, figures_of, stream_prompts
 from edgedistill.synth.several import Asked, chosen, outcome_of, route, settling, waits_for
 from edgedistill.synth.spend import Rates

@@ -71,6 +71,7 @@ def test_records_hold_what_the_teacher_said_and_join_their_distributions(run: Pa
     assert figures["asked"] == 24 == figures["kept"] + sum(figures["rejected"].values())
     assert figures["kept"] > 0 and figures["rejected"]["truncated"] > 0
     folder = run / FOLDERS["synth"]
+    assert f"{figures['kept']} of 24 answers kept" in (folder / "data.html").read_text()
     assert sorted(p.name for p in folder.glob("records-*")) == [f"records-0000{i}.jsonl" for i in range(3)]
     cache = open_cache(sorted(folder.glob("logits-*")))
     for _, records in read_records(folder):
@@ -130,6 +131,15 @@ def test_json_tasks_reject_what_breaks_the_schema(run: Path) -> None:
     rejected = read_jsonl(run / FOLDERS["synth"] / "rejected.jsonl")
     reasons = {row["reason"] for row in rejected}
     assert len(rejected) == 24 and "not-json" in reasons and reasons <= {"not-json", "truncated", "empty"}
+
+
+def test_answers_that_name_no_label_are_rejected_and_told(run: Path) -> None:
+    with pytest.raises(StageError, match=r"all 24 answers of the teacher were rejected \("):
+        do(run, "synth", task={"kind": "classification", "labels": ["yes it is"], "max_new_tokens": 12})
+    rejected = read_jsonl(run / FOLDERS["synth"] / "rejected.jsonl")
+    reasons = {row["reason"] for row in rejected}
+    assert len(rejected) == 24 and "no-answer" in reasons and reasons <= {"no-answer", "truncated", "empty"}
+    assert "expected one of yes it is" in {row["detail"] for row in rejected}
 
 
 def test_what_is_missing_or_contradicts_is_said_before_the_teacher_is_asked(run: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from edgedistill.core.errors import InputError
+from edgedistill.core.kinds import NLI_LABELS
 from edgedistill.synth.home import ANSWER_SCHEMA, REFUSAL
 from edgedistill.synth.validate import check_answer, schema_check
 
@@ -92,3 +94,72 @@ def test_a_wrong_schema_is_refused(schema: dict[str, object], message: str) -> N
 def test_a_reference_to_nothing_is_said_when_it_is_met() -> None:
     with pytest.raises(InputError, match="refers to '#/defs/b', which it does not hold"):
         schema_check({"$ref": "#/defs/b"})(1)
+
+
+def text_verdict(answer: str, **rules: Any) -> tuple[str, str] | None:
+    named = {"finish": "stop", "as_json": False, "schema": None, "expected": None, "refusals": False}
+    return check_answer(answer, **named | rules)
+
+
+@pytest.mark.parametrize(
+    ("answer", "rules", "reason"),
+    [
+        ("I'm sorry, but I can't help with that.", {}, "refusal"),
+        ("As an AI language model, I have no opinion.", {}, "refusal"),
+        ("Unfortunately, I cannot provide that.", {}, "refusal"),
+        ("I cannot provide that.", {"refusals": True}, None),
+        ("I'm sorry, I can't do that.", {"expected": "I am sorry, no."}, None),
+        ("She said: I can't swim, so stay close.", {}, None),
+        ("Die Hauptstadt von Frankreich ist Paris, eine große Stadt.", {"language": "en"}, "language"),
+        ("The capital of France is Paris, which is a large city.", {"language": "en"}, None),
+        ("42", {"language": "en"}, None),
+        ("one two three", {"words": (1, 2)}, "length"),
+        ("one two", {"words": (1, 2)}, None),
+        ("abc", {"pattern": "[a-c]"}, "pattern"),
+        ("a\nc", {"pattern": "a.c"}, None),
+        ("perhaps", {"kind": "nli", "labels": NLI_LABELS}, "no-answer"),
+        ("neutral", {"kind": "nli", "labels": NLI_LABELS, "expected": "entailment"}, "wrong"),
+        ("Neutral.", {"kind": "nli", "labels": NLI_LABELS, "expected": "neutral"}, None),
+        ("It is 7.\nAnswer: 7", {"kind": "math", "expected": "4 + 3\nAnswer: 7.0"}, None),
+        ("It is 8.\nAnswer: 8", {"kind": "math", "expected": "7"}, "wrong"),
+        ("b", {"kind": "question-answering", "expected": "a", "others": ("B.",)}, None),
+        ("c", {"kind": "question-answering", "expected": "a", "others": ("b",)}, "wrong"),
+        ("Another summary", {"kind": "summarization", "expected": "A summary"}, None),
+    ],
+)
+def test_text_answers_are_judged_by_rule_and_kind(answer: str, rules: dict[str, Any], reason: str | None) -> None:
+    verdict = text_verdict(answer, **rules)
+    assert (verdict and verdict[0]) == reason
+
+
+TOOL = {
+    "name": "weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ('{"name":"weather","arguments":{"city":"Rome"}}', None),
+        ('{"name":"weather","arguments":{}}', ("schema", "the answer: 'city' is a required property")),
+        ('{"name":"weather","arguments":{"city":3}}', ("schema", "city: 3 is not of type 'string'")),
+        ('{"name":"news","arguments":{}}', ("schema", "expected a call of beep, weather, found 'news'")),
+        ('{"name":"beep","arguments":{"any":1}}', None),
+        ('{"call":"weather"}', ("no-answer", 'expected an object of "name" and "arguments" alone')),
+    ],
+)
+def test_calls_are_held_against_their_function_s_schema(answer: str, verdict: tuple[str, str] | None) -> None:
+    tools = (TOOL, {"name": "beep"})
+    assert text_verdict(answer, as_json=True, kind="function-call", tools=tools) == verdict
+
+
+def test_a_function_with_a_wrong_schema_is_refused() -> None:
+    tools = ({"name": "f", "parameters": {"type": "nothing"}},)
+    with pytest.raises(InputError, match="a function's parameters is no valid JSON Schema at type"):
+        text_verdict('{"name":"f","arguments":{}}', as_json=True, kind="function-call", tools=tools)
+
+
+def test_a_language_that_nobody_can_tell_is_refused() -> None:
+    with pytest.raises(InputError, match=r"task.language: expected a language that can be told .*, found 'xx'"):
+        text_verdict("The capital of France is Paris.", language="xx")
