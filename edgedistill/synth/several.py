@@ -11,11 +11,11 @@ from typing import Any
 
 from edgedistill.core.errors import StageError
 from edgedistill.core.files import canonical_json, sha256_bytes
+from edgedistill.core.kinds import extract, strict_json
 from edgedistill.core.records import Prompt
 from edgedistill.synth.journal import Failure, Journal, Reply
 from edgedistill.synth.label import Judge
 from edgedistill.synth.service import Service
-from edgedistill.synth.validate import parse_json
 
 Fault = tuple[str, str]
 
@@ -68,10 +68,29 @@ def outcome_of(prompt: Prompt, service: Service, journal: Journal, judge: Judge)
     return Outcome(service, request, reply.text, judge(reply.text, reply.finish, prompt), reply.logprobs)
 
 
-def chosen(prompt: Prompt, outcomes: Sequence[Outcome], *, mix: str | None) -> Outcome:
+def meaning_of(text: str, *, kind: str | None = None, labels: Sequence[str] = ()) -> object:
+    """What an answer says, so that equal ones can be counted: what its kind of task reads, else its JSON, else itself.
+
+    A text is taken without the blanks at its ends.
+    """
+    if kind is not None and (said := extract(text, kind=kind, labels=labels)) is not None:
+        return said
+    try:
+        return canonical_json(strict_json(text))
+    except ValueError:
+        return text.strip()
+
+
+def chosen(
+    prompt: Prompt,
+    outcomes: Sequence[Outcome],
+    *,
+    mix: str | None,
+    meaning: Callable[[str], object] = meaning_of,
+) -> Outcome:
     """The answer that counts: the first kept one, by vote the one that more than half of the teachers give.
 
-    Answers are equal as JSON values, or as texts but for blanks at their ends. Where none counts, the last reject does.
+    Answers are equal by `meaning`. Where none counts, the last reject does.
 
     Raises:
         StageError: nobody was asked.
@@ -81,16 +100,22 @@ def chosen(prompt: Prompt, outcomes: Sequence[Outcome], *, mix: str | None) -> O
     kept = [outcome for outcome in outcomes if outcome.fault is None]
     if not kept or mix != "vote":
         return kept[0] if kept else outcomes[-1]
-    votes = Counter(_meaning(outcome.text) for outcome in kept)
+    votes = Counter(meaning(outcome.text) for outcome in kept)
     most, count = votes.most_common(1)[0]
     if 2 * count <= len(outcomes):
         said = f"{count} of {len(outcomes)} teachers agree"
         return Outcome(kept[0].service, kept[0].request, kept[0].text, ("no-majority", said))
-    return next(outcome for outcome in kept if _meaning(outcome.text) == most)
+    return next(outcome for outcome in kept if meaning(outcome.text) == most)
 
 
 def settling(
-    asked: Sequence[Asked], run: Path, stack: ExitStack, *, mix: str | None, judge: Judge
+    asked: Sequence[Asked],
+    run: Path,
+    stack: ExitStack,
+    *,
+    mix: str | None,
+    judge: Judge,
+    meaning: Callable[[str], object] = meaning_of,
 ) -> Callable[[Prompt], Outcome]:
     """A function that tells what became of a prompt, from the journals in `run`, open as long as `stack`."""
     journals = [stack.enter_context(closing(Journal(one.service.journal_in(run)))) for one in asked]
@@ -98,7 +123,7 @@ def settling(
     def settle(prompt: Prompt) -> Outcome:
         all_of_them = route(prompt, asked, mix=mix)
         found = (outcome_of(prompt, asked[i].service, journals[i], judge) for i in all_of_them)
-        return chosen(prompt, [outcome for outcome in found if outcome is not None], mix=mix)
+        return chosen(prompt, [outcome for outcome in found if outcome is not None], mix=mix, meaning=meaning)
 
     return settle
 
@@ -117,10 +142,3 @@ def waits_for(
         return not any(outcome is not None and outcome.fault is None for outcome in said)
 
     return wanted
-
-
-def _meaning(text: str) -> str:
-    try:
-        return canonical_json(parse_json(text))
-    except ValueError:
-        return text.strip()

@@ -167,7 +167,7 @@ def _label_remotely(context: StageContext) -> None:
     from edgedistill.synth.clients import read_key
     from edgedistill.synth.service import figures_of, stream_prompts
 
-    recipe, teacher = context.recipe, context.recipe.teacher
+    recipe, teacher, task = context.recipe, context.recipe.teacher, context.recipe.task
     judge, paths, asked = _judge(recipe.task), _prompt_files(recipe, context.folder_of("data")), _asked(recipe)
     for one in teacher.all:
         read_key(one.key_name)  # the last teacher's missing key is said before the first one is paid
@@ -177,7 +177,14 @@ def _label_remotely(context: StageContext) -> None:
         counts = api_records.write_records(
             paths,
             folder=context.folder,
-            settle=several.settling(asked, context.run, stack, mix=teacher.mix, judge=judge),
+            settle=several.settling(
+                asked,
+                context.run,
+                stack,
+                mix=teacher.mix,
+                judge=judge,
+                meaning=lambda text: several.meaning_of(text, kind=task.kind, labels=task.all_labels()),
+            ),
             tokens=api_records.student_tokens(
                 context.folder_of("teacher"),
                 chat_template=recipe.task.chat_template,

@@ -29,11 +29,11 @@ from edgedistill.synth.journal import Journal, read_past
 from edgedistill.synth.label import read_records
 from edgedistill.synth.rows import make_prompt
 from edgedistill.synth.service import Service, estimate, figures_of, stream_prompts
-from edgedistill.synth.several import Asked, chosen, outcome_of, route, settling, waits_for
+from edgedistill.synth.several import Asked, Outcome, chosen, meaning_of, outcome_of, route, settling, waits_for
 from edgedistill.synth.spend import Rates
 
 pytest.importorskip("openai", reason="the extra `api` is not installed")
-FAULTS = ("status=429/0", "status=500", "cut", "half-json", "wrong-model", "empty-choice", "hang=0.4")
+FAULTS = ("status=429/0", "status=500", "cut", "half-json", "wrong-model", "empty-choice", "hang=1.5")
 IDENTITY = CacheIdentity(tokenizer="t", template="c", teacher="openai:m-1")
 
 
@@ -85,7 +85,7 @@ def service(**named: Any) -> Service:
 def ask(server: Server, paths: list[Path], folder: Path, *, report: Notes | None = None, **named: Any) -> Notes:
     report = report or Notes()
     settings = {"concurrency": 8, "attempts": 20, "smoke": 0, "service": service()} | named
-    client = {"key": "none", "base_url": server.url, "accepts": (), "timeout_s": 0.25}
+    client = {"key": "none", "base_url": server.url, "accepts": (), "timeout_s": 1.0}
     remote.ask_all(paths, folder=folder, client=client, judge=judge, report=report, **settings)
     return report
 
@@ -143,7 +143,7 @@ def test_every_fault_is_accounted_for_and_no_row_lost_twice_or_wrong(tmp_path: P
     with serve(plan=plan) as server:
         ask(server, [prompts], tmp_path / "faulty")
     reasons = {
-        "status=429/0": "rate-limited", "status=500": "server-error", "hang=0.4": "timeout",
+        "status=429/0": "rate-limited", "status=500": "server-error", "hang=1.5": "timeout",
     }  # fmt: skip
     expected = Counter(reasons.get(fault, fault) for faults in planned.values() for fault in faults)
     past, _ = read_past(tmp_path / "faulty" / "answers.jsonl")
@@ -322,6 +322,15 @@ def test_a_vote_keeps_what_most_say_and_nothing_where_they_disagree(tmp_path: Pa
     found = several("vote", tmp_path, written(tmp_path, 10), texts, asked=counts)
     assert counts == [10, 10, 10]
     assert [found[f"number {i:04}"] for i in (0, 1, 2, 3, 7)] == ["m-1", "no-majority", "m-2", "m-1", "odd"]
+
+
+def test_votes_are_counted_by_what_an_answer_of_its_kind_says() -> None:
+    said = ["So it is 6 * 7 = 42.", "The answer is 42", "41"]
+    outcomes = [Outcome(service(), "r", text, None) for text in said]
+    math = functools.partial(meaning_of, kind="math")
+    assert chosen(prompt(0), outcomes, mix="vote", meaning=math) is outcomes[0]
+    fault = chosen(prompt(0), outcomes, mix="vote").fault
+    assert fault is not None and fault[0] == "no-majority"
 
 
 def test_tags_and_shares_part_the_prompts_for_good(tmp_path: Path) -> None:
