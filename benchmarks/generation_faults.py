@@ -213,8 +213,8 @@ def _worker(url: str, prompts: Path, journal: Path) -> Iterator[subprocess.Popen
 
 
 @contextlib.contextmanager
-def _server(model: Path | None) -> Iterator[int]:
-    """llama-cpp-python's OpenAI server on a free port of loopback."""
+def _server(model: Path | None, *, threads: int | None = None) -> Iterator[int]:
+    """llama-cpp-python's OpenAI server on a free port of loopback; half of the cores unless `threads` says how many."""
     if model is None:
         from edgedistill.runtimes.sources import resolve_model
 
@@ -224,6 +224,7 @@ def _server(model: Path | None) -> Iterator[int]:
         port = s.getsockname()[1]
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--model_alias", ALIAS]
     command += ["--port", str(port), "--n_ctx", "512", "--verbose", "false"]
+    command += ["--n_threads", str(threads), "--n_threads_batch", str(threads)] if threads else []
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:

@@ -6,8 +6,9 @@ Writes benchmarks/results/generation_speed.json; the last line printed is its he
 - `overhead`: processor time of the asking process per request, 64 in flight, against a server of a process of its own
   that answers after 100 ms and does nothing: `overhead_ms` is all of it, journal and fsync included, `sdk_ms` what the
   official SDK takes alone, called in a loop with as many in flight
-- `memory`: the kernel's high-water mark (VmHWM) of a process that asks `--prompts` prompts of about 100 characters, and
-  of one that then writes their records; the asker answers at once, all else is as in a run
+- `memory`: the kernel's high-water mark (VmHWM) of a process that asks `--prompts` prompts of about 100 characters
+  (`rss_mb_1m`), and of one that then writes their records (`rss_mb_1m_writing`), most of it transformers and torch,
+  that the tokenizer brings along; the asker answers at once, all else is as in a run
 - `local`: tokens a second of the teacher's two local paths against `generate` of transformers at the best of its batch
   sizes, same model, prompts and lengths, end tokens ignored; `tokens_per_s_vs_hf` is the better path over it
 """
@@ -177,7 +178,8 @@ def headline_of(found: dict[str, Any]) -> dict[str, Any]:
         headline |= {"overhead_ms": round(medians["ours"], 3), "sdk_ms": round(medians["sdk"], 3)}
     if "memory" in found:
         name = "rss_mb_1m" if found["memory"]["prompts"] == 1_000_000 else "rss_mb"
-        headline[name] = round(max(found["memory"][part]["rss_mb"] for part in ("asking", "writing")), 1)
+        for part, suffix in (("asking", ""), ("writing", "_writing")):
+            headline[name + suffix] = round(found["memory"][part]["rss_mb"], 1)
     return headline
 
 
