@@ -25,6 +25,7 @@ from edgedistill.stage_process import run_in_process
 
 LOCK_FILE = "recipe.lock.json"
 SOURCE_FILE = "recipe.source.json"
+LABELLED = ("data/gold.jsonl", "data/prompts.jsonl", "teacher")
 Parameters = Callable[[Recipe], dict[str, Any]]
 
 
@@ -96,8 +97,10 @@ def _train(recipe: Recipe) -> dict[str, Any]:
     student = recipe.student.model_dump(mode="json")
     if recipe.student.model is not None:
         student["model"] = _model(recipe.student.model)
-    # How often a checkpoint is written changes no result.
-    train = recipe.train.model_dump(mode="json", exclude={"checkpoint_every_s"})
+    # How often a checkpoint is written and who follows the metrics changes no result.
+    train = recipe.train.model_dump(mode="json", exclude={"checkpoint_every_s", "trackers"})
+    for further in train["further_teachers"]:
+        further["model"] = _model(further["model"])
     return {"student": student, "train": train, "task": _task(recipe, "chat_template"), "seed": recipe.seed}
 
 
@@ -151,23 +154,11 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("data", 5, "edgedistill.synth.stage:run_data", _data),
         Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
-        Stage(
-            "synth",
-            3,
-            "edgedistill.synth.stage:run_synth",
-            _synth,
-            ("data/gold.jsonl", "data/prompts.jsonl", "teacher"),
-        ),
-        Stage("train", 4, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
+        Stage("synth", 4, "edgedistill.synth.stage:run_synth", _synth, LABELLED),
+        Stage("train", 5, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
         Stage("export", 2, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train")),
         Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
-        Stage(
-            "bench",
-            3,
-            "edgedistill.bench.stage:run",
-            _bench,
-            ("data/gold.jsonl", "data/prompts.jsonl", "teacher", "export"),
-        ),
+        Stage("bench", 3, "edgedistill.bench.stage:run", _bench, (*LABELLED, "export")),
         Stage(
             "gate",
             3,
@@ -238,10 +229,12 @@ def execute(
     only: str | None = None,
     verify: bool = False,
     on_step: Callable[[Step], None] = lambda step: None,
+    launch: str | None = None,
 ) -> list[Step]:
     """Run what is not done, in order, each stage in a process of its own; `on_step` is told before and after.
 
-    A stage that runs is told with the state `running`, and again with `ran`.
+    A stage that runs is told with the state `running`, and again with `ran`. `launch` is how many processes train, or
+    an accelerate configuration.
 
     Raises:
         InputError: another process works on this run, or a file or target that the recipe names is absent.
@@ -263,7 +256,7 @@ def execute(
             on_step(step)
             if step.state != "done":
                 on_step(replace(step, state="running"))
-                step = _run_step(run, stage, step, report=report, lock=lock)
+                step = _run_step(run, stage, step, report=report, lock=lock, launch=launch)
                 on_step(step)
             steps.append(step)
             done.add(stage.name)
@@ -330,11 +323,11 @@ def _step(run: Run, stage: Stage, *, done: set[str], verify: bool) -> Step:
     return Step(stage.name, found.state, why, folder, seconds)
 
 
-def _run_step(run: Run, stage: Stage, step: Step, *, report: Reporter, lock: int) -> Step:
+def _run_step(run: Run, stage: Stage, step: Step, *, report: Reporter, lock: int, launch: str | None = None) -> Step:
     began = time.monotonic()
     run_in_process(
         run=run.folder, recipe=run.recipe, stage=stage.name, entry=stage.entry, report=report, lock=lock,
-        **stage_arguments(run, stage.name),
+        launch=launch, **stage_arguments(run, stage.name),
     )  # fmt: skip
     return replace(step, state="ran", seconds=round(time.monotonic() - began, 1))
 

@@ -21,16 +21,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgedistill.core.config import validate
-from edgedistill.core.errors import EdgeDistillError, InputError, MissingError, StageError
+from edgedistill.core.errors import EdgeDistillError, InputError, MissingError, StageError, out_of_memory
 from edgedistill.core.files import clear_temporaries, write_json
 from edgedistill.core.host import now
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.runfolder import FOLDERS, Reporter, StageContext, run_stage
 
-OUT_OF_MEMORY = (
-    "can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc", "bad allocation",
-    "failed to map segment",
-)  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on the size of files
 ERRORS = {error.exit_code: error for error in (InputError, StageError, MissingError)}
 # The same hash order and single-threaded tokenizers in every run: an interrupted run must end byte for byte alike.
@@ -56,10 +52,12 @@ def run_in_process(
     further: int,
     report: Reporter,
     lock: int,
+    launch: str | None = None,
 ) -> None:
     """Run `entry` ("module:function") as `stage` of `run` in a fresh Python and wait for its end.
 
-    `lock` is a file descriptor that the process inherits. It ends itself when this process is gone.
+    `lock` is a file descriptor that the process inherits. It ends itself when this process is gone. `launch` is how
+    many processes train, or an accelerate configuration.
 
     Raises:
         EdgeDistillError: the stage's own error, or a StageError if it crashed.
@@ -68,7 +66,7 @@ def run_in_process(
     log.parent.mkdir(exist_ok=True)
     order = {
         "run": str(run), "recipe": recipe.model_dump(mode="json"), "stage": stage, "entry": entry,
-        "version": version, "parameters": parameters, "inputs": inputs, "further": further,
+        "version": version, "parameters": parameters, "inputs": inputs, "further": further, "launch": launch,
     }  # fmt: skip
     threads = {"OMP_NUM_THREADS": str(recipe.threads)} if recipe.threads else {}
     events_in, events_out = os.pipe()
@@ -130,9 +128,13 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _crash(stage: str, code: int, log: Path) -> str:
     if code == -signal.SIGKILL:
-        return f"{stage} was killed, most likely because memory ran out; free memory or lower batch_size, and run again"
+        return f"{stage} was killed, most likely because memory ran out; {_relief(stage)}, and run again"
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return f"{stage} ended with {name} and without a reason; what it printed is in {log}"
+
+
+def _relief(stage: str) -> str:
+    return f"free memory or lower {'train.micro_batch_tokens' if stage == 'train' else 'batch_size'}"
 
 
 class _PipeReporter:
@@ -182,7 +184,9 @@ def main() -> None:
 def _run(order: Mapping[str, Any], report: Reporter) -> None:
     module, _, function = order["entry"].partition(":")
     recipe = validate(Recipe, order["recipe"], source="recipe")
-    context = StageContext(recipe=recipe, run=Path(order["run"]), stage=order["stage"], report=report, figures={})
+    context = StageContext(
+        recipe=recipe, run=Path(order["run"]), stage=order["stage"], report=report, figures={}, launch=order["launch"]
+    )
     run_stage(
         context=context,
         version=order["version"],
@@ -195,8 +199,8 @@ def _run(order: Mapping[str, Any], report: Reporter) -> None:
 
 def _cause(stage: str, error: Exception) -> str:
     """One sentence; libraries in other languages tell a full disk or memory only by their words."""
-    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
-        return f"{stage} failed: memory ran out; free memory or lower batch_size, and run again"
+    if out_of_memory(error):
+        return f"{stage} failed: memory ran out; {_relief(stage)}, and run again"
     if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
         written = getattr(error, "filename2", None) or getattr(error, "filename", None)
         where = f", writing {written}" if written else ""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from edgedistill import plan
+from edgedistill import plan, stage_process
 from edgedistill.core.errors import InputError, MissingError, StageError
 from edgedistill.core.recipe import Recipe, load_recipe, shipped_recipes
 from edgedistill.core.runfolder import FOLDERS, SilentReporter, read_manifest, stage_state
@@ -412,3 +412,10 @@ def test_a_waiver_that_expires_and_a_baseline_that_changes_make_the_gate_stale(
             path.write_text(text)
         stored.append(plan.stage_arguments(replace(finished, recipe=named), "gate")["parameters"]["gate"]["baseline"])
     assert stored[0] is None and len(set(stored)) == 3
+
+
+def test_memory_that_runs_out_in_training_names_the_micro_batch() -> None:
+    for error in (MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")):
+        said = stage_process._cause("train", error)
+        assert said == "train failed: memory ran out; free memory or lower train.micro_batch_tokens, and run again"
+    assert "lower train.micro_batch_tokens, and run again" in stage_process._crash("train", -9, Path("train.log"))

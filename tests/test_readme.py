@@ -73,12 +73,14 @@ def inline(value: object) -> str:
         return f"{{{', '.join(f'{name} = {inline(inner)}' for name, inner in value.items())}}}"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(inline, value))}]"
     return str(value) if isinstance(value, datetime.date) else repr(value)
 
 
 def test_the_recipe_fragments_are_valid() -> None:
     fragments = [block for kind, block in BLOCKS if kind == "toml"]
-    assert len(fragments) == 7
+    assert len(fragments) == 8
     for fragment in fragments:
         for table, values in tomllib.loads(fragment).items():
             if table == "budget":
@@ -86,6 +88,9 @@ def test_the_recipe_fragments_are_valid() -> None:
                     load_recipe(shipped_recipes()["quickstart"], (f"budget.{name}={inline(budget)}",))
             if table in ("gate", "task", "data"):
                 load_recipe(shipped_recipes()["quickstart"], (f"{table}={inline(values)}",))
+            if table == "train":
+                settings = tuple(f"train.{name}={inline(value)}" for name, value in values.items())
+                load_recipe(shipped_recipes()["quickstart"], settings)
     phi = load_recipe(shipped_recipes()["phi4-mini"])
     shown = tomllib.loads(fragments[0])
     assert phi.teacher.model == shown["teacher"]["model"] and phi.student.model == shown["student"]["model"]

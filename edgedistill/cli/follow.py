@@ -20,7 +20,7 @@ from edgedistill.core.errors import (
     InputError,
 )
 from edgedistill.core.files import read_json
-from edgedistill.core.runfolder import FOLDERS, read_manifest
+from edgedistill.core.runfolder import FOLDERS, check_launch, read_manifest
 
 EXIT_OF = {
     "pass": EXIT_OK,
@@ -32,10 +32,18 @@ REPORT_FILES = ("report.html", "verdict.md", "verdict.json", "junit.xml", "compa
 
 
 def follow(
-    reference: str, overrides: tuple[str, ...], *, runs_dir: Path, verify: bool = False, until: str | None = None
+    reference: str,
+    overrides: tuple[str, ...],
+    *,
+    runs_dir: Path,
+    verify: bool = False,
+    until: str | None = None,
+    launch: str | None = None,
 ) -> int:
     """Run what is not done up to `until` (default: all) and say so; returns the exit code, the verdict's after gate."""
     run = plan.resolve(reference, overrides, runs_dir=runs_dir)
+    if launch is not None:
+        check_launch(launch)
     began = time.monotonic()
     with reporter() as report:
         report.note(f"{run.recipe.name} in {run.folder}")
@@ -44,7 +52,7 @@ def follow(
             if step.state in ("done", "running", "ran"):
                 report.note(show.step_line(step, figures=_figures(step) if step.state != "running" else {}))
 
-        steps = plan.execute(run, report, until=until, verify=verify, on_step=tell)
+        steps = plan.execute(run, report, until=until, verify=verify, on_step=tell, launch=launch)
     ran = [step.stage for step in steps if step.state == "ran"]
     if ran:
         print(f"ran {', '.join(ran)} in {show.duration(time.monotonic() - began)}")

@@ -82,6 +82,10 @@ Against = Annotated[
 TextFile = Annotated[
     Path | None, typer.Option("--text", metavar="FILE", help="Text or JSONL to predict, instead of plain English.")
 ]
+Launch = Annotated[
+    str | None,
+    typer.Option("--launch", metavar="N", help="Train in N processes, or as this accelerate configuration says."),
+]
 Settle = Annotated[bool, typer.Option("--settle", help="Measure further blocks while a check is inconclusive.")]
 Suggest = Annotated[bool, typer.Option("--suggest", help="Print budgets that this run would keep, as TOML.")]
 Baseline = Annotated[Path | None, typer.Option("--baseline", metavar="FILE", help="Compare with this stored baseline.")]
@@ -159,11 +163,13 @@ def synth(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS,
 
 
 @app.command()
-def train(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False) -> None:
+def train(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False,
+          launch: Launch = None) -> None:  # fmt: skip
     """Run phase 2 and what it needs: train the student."""
     from edgedistill.cli.follow import follow
 
-    raise typer.Exit(follow(reference, tuple(overrides or ()), runs_dir=runs_dir, verify=verify, until="train"))
+    how = {"runs_dir": runs_dir, "verify": verify, "until": "train", "launch": launch}
+    raise typer.Exit(follow(reference, tuple(overrides or ()), **how))
 
 
 @app.command()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 SHOWN_CHARACTERS = 200
+OUT_OF_MEMORY = (
+    "can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory", "bad_alloc",
+    "bad allocation", "failed to map segment",
+)  # fmt: skip
 
 EXIT_OK = 0
 EXIT_GATE_FAILED = 1
@@ -34,6 +38,11 @@ class MissingError(EdgeDistillError):
     """A package, tool, device or the network is needed and absent (exit 5)."""
 
     exit_code = EXIT_MISSING
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; libraries in other languages tell that only by their words."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def shortened(text: object, *, most: int = SHOWN_CHARACTERS) -> str:

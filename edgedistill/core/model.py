@@ -1,8 +1,13 @@
-"""The base of every noun: frozen, strict about names, versioned."""
+"""The base of every noun: frozen, strict about names, versioned; and the numbers that many of them have."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Noun(BaseModel):

@@ -12,12 +12,12 @@ from edgedistill.core.config import did_you_mean, load_toml, validate_overridden
 from edgedistill.core.corpus import HUB, SPLITS, Data
 from edgedistill.core.errors import InputError
 from edgedistill.core.measurement import Workload
-from edgedistill.core.model import Noun
-from edgedistill.core.task import Positive, Task
+from edgedistill.core.model import Noun, Positive
+from edgedistill.core.recipe_train import Train
+from edgedistill.core.task import Task
 from edgedistill.core.teacher import API_ENGINES, Teacher
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Share = Annotated[float, Field(ge=0, le=1)]
 VARIANTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
 Variant = Literal[
     "gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4",
@@ -26,12 +26,17 @@ Variant = Literal[
 
 
 class Synth(Noun):
-    """How the teacher labels: batched, in shards, with the top-k log-probs of its answers."""
+    """How the teacher labels: batched, in shards, with the log-probs of the likeliest tokens at each answer token.
+
+    At most `top_k` are kept, no more than hold `top_p` of the mass, and none below `least_probability`.
+    """
 
     label_gold: bool = True
     batch_size: Positive = 128
     shard_size: Positive = 512
-    top_k: Positive = 8
+    top_k: Annotated[int, Field(ge=1, le=255)] = 64
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.999
+    least_probability: Annotated[float, Field(ge=0, lt=1)] = 2e-3
 
 
 class Cut(Noun):
@@ -52,64 +57,6 @@ class Student(Noun):
     def _one_origin(self) -> Student:
         if (self.model is None) == (self.cut is None):
             raise ValueError('expected either model = "…" or a [student.cut] table')
-        return self
-
-
-class Lora(Noun):
-    rank: Positive = 16
-    alpha: Positive = 32
-
-
-class Qat(Noun):
-    """Training on the grid that ships: the last `share` of the steps see the weights as `grid` stores them.
-
-    `activations` rounds what enters each matrix to int8 too, as CPU kernels do.
-    """
-
-    grid: Literal["q4_0", "q8_0"] = "q4_0"
-    share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    activations: bool = True
-
-
-class Control(Noun):
-    """The control arm: the same student, initialisation, text and steps with plain cross-entropy."""
-
-
-class Train(Noun):
-    """Phase 2: cross-entropy on the teacher's answers plus a divergence from its cached distributions.
-
-    `beta` is the teacher's share in the mixture that jsd and skew-kl compare with (skew-reverse-kl: the student's).
-
-    `gold` has the student learn the right answers of data.gold too, by cross-entropy alone. `freeze_embeddings` leaves
-    the token embeddings, and a head tied to them, as the student came with them; layers before `first_layer` stay too.
-    """
-
-    lr: float = 1e-3
-    epochs: float = 2.0
-    batch_size: Positive = 32
-    kd_weight: Share = 0.5
-    divergence: Literal["forward-kl", "reverse-kl", "jsd", "skew-kl", "skew-reverse-kl", "tvd"] = "forward-kl"
-    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    warmup_ratio: Share = 0.05
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
-    valid_share: Share = 0.05
-    evals_per_epoch: Positive = 1
-    patience: Positive = 3
-    checkpoint_every_s: float = 30.0
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    gold: bool = False
-    freeze_embeddings: bool = False
-    first_layer: Annotated[int, Field(ge=0)] = 0
-    lora: Lora | None = None
-    qat: Qat | None = None
-    control: Control | None = None
-
-    @model_validator(mode="after")
-    def _whole_matrices_go_on_a_grid(self) -> Train:
-        if self.lora is not None and self.qat is not None:
-            raise ValueError("expected either [train.lora] or [train.qat], because what LoRA adds has no grid yet")
         return self
 
 
@@ -222,6 +169,11 @@ class Recipe(Noun):
                 f"expected teacher.terms.training_allowed = true, because gate.require_terms is, found {found}; ask "
                 "the provider, or take another teacher"
             )
+        if self.train.teacher == "online":
+            raise ValueError(
+                f'expected train.teacher = "cached" with teacher.engine = "{self.teacher.engine}", found "online", '
+                "which needs the teacher's weights"
+            )
         for identity, budget in self.budget.items():
             relative = budget.max_ratio is not None or budget.min_ratio is not None
             if relative and (budget.against == "teacher" or budget.against.startswith("teacher-")):
@@ -307,8 +259,9 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         for name in names if isinstance(section, dict) else ():
             if name in section:
                 section[name] = _resolved(section[name], folder)
-    for table in ("teacher", "student"):
-        section = data.get(table)
+    train = data.get("train")
+    further = train.get("further_teachers") if isinstance(train, dict) else None
+    for section in (data.get("teacher"), data.get("student"), *(further if isinstance(further, list) else ())):
         if not isinstance(section, dict) or section.get("engine") in API_ENGINES:
             continue  # an API's name of a model is no path
         if isinstance(section.get("model"), str):

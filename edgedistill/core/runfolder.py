@@ -55,7 +55,8 @@ class SilentReporter:
 class StageContext:
     """What a stage gets: the recipe, the run's folder, its own folder, and a reporter.
 
-    `figures` is filled by the stage with headline numbers for its manifest (JSON values).
+    `figures` is filled by the stage with headline numbers for its manifest (JSON values). `launch` is how many
+    processes train, or an accelerate configuration.
     """
 
     recipe: Recipe
@@ -63,6 +64,7 @@ class StageContext:
     stage: str
     report: Reporter
     figures: dict[str, Any]
+    launch: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -78,6 +80,19 @@ class StageState:
 
     state: Literal["done", "stale", "partial", "todo"]
     why: str
+
+
+def check_launch(launch: str) -> None:
+    """Hold what --launch was given against what it takes.
+
+    Raises:
+        InputError: it is neither a number of processes nor a file.
+    """
+    if not (launch.isdecimal() and int(launch) > 0) and not Path(launch).is_file():
+        raise InputError(
+            f"expected a number of processes or an accelerate configuration for --launch, found {launch!r}; give a "
+            "number from 1, or the path of a file that `accelerate config` wrote"
+        )
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from edgedistill.core.kinds import NLI_LABELS, KindName, system_text
-from edgedistill.core.model import Noun
-
-Positive = Annotated[int, Field(ge=1)]
+from edgedistill.core.model import Noun, Positive
 
 
 class Task(Noun):

@@ -1,45 +1,40 @@
 """The teacher's distributions over its own answers, kept on disk and joined by content, never by position.
 
 One file per shard, in safetensors form (8-byte little-endian header length, JSON header, raw tensors), so numpy alone
-reads it. `rows` answers of together `positions` tokens, `k` likeliest tokens at each:
+reads it; a file is mapped into memory, and a row is decoded when it is asked for:
 
-- `keys` uint8 `[rows, 32]`: SHA-256 of what the row belongs to, see `row_key`
-- `starts` int64 `[rows + 1]`: row `r` is positions `starts[r]` up to `starts[r + 1]`
-- `ids` uint32 `[positions, k]`: token ids, likeliest first
-- `logprobs` float32 `[positions, k]`: natural log-probabilities over the full vocabulary at temperature 1
-- `tail` float32 `[positions]`: the probability of all tokens that are not in `ids`
-- `sums` uint8 `[rows, 32]`: SHA-256 of the row's bytes of `ids`, `logprobs` and `tail`, one after the other
+- `keys` uint8 `[rows, 16]`: the first half of the SHA-256 of what the row belongs to, see `row_key`
+- `positions` uint32 `[rows]`: answer tokens of each row; position `i` predicts answer token `i`
+- `sizes` uint32 `[rows]`: bytes of each row in `body`, where rows lie one after another
+- `sums` uint32 `[rows]`: CRC-32 of these bytes
+- `tokens` uint32 `[span]`: every token id that the file keeps, those kept most often first
+- `body` uint8 `[bytes]`: rows as `runtimes.logit_codes` describes them, tokens by their places in `tokens`
 
-Position `i` of a row predicts answer token `i`. The header's metadata has one entry, `identity`: the canonical JSON of
-`CacheIdentity`.
+The header's metadata has one entry, `identity`: the canonical JSON of `CacheIdentity`.
+A position keeps as many tokens as `make_row` leaves it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import atomic_path, canonical_json, digest_of
+from edgedistill.runtimes.logit_codes import MOST_KEPT, LogitRow, decode_row, encode_row
 from edgedistill.runtimes.safetensors_file import check_safetensors
 
-FORMAT = 1
-LAYOUT = {
-    "keys": "uint8",
-    "starts": "int64",
-    "ids": "uint32",
-    "logprobs": "float32",
-    "tail": "float32",
-    "sums": "uint8",
-}
+FORMAT = 2
+KEY_BYTES = 16
+LAYOUT = {"body": "U8", "keys": "U8", "positions": "U32", "sizes": "U32", "sums": "U32", "tokens": "U32"}
 
 
 @dataclass(frozen=True)
@@ -52,96 +47,149 @@ class CacheIdentity:
     format: int = FORMAT
 
 
-@dataclass(frozen=True)
-class LogitRow:
-    """One answer's distributions: `ids` and `logprobs` `[answer tokens, k]`, `tail` `[answer tokens]`."""
-
-    ids: np.ndarray
-    logprobs: np.ndarray
-    tail: np.ndarray
-
-
 def row_key(prompt_ids: Sequence[int], answer_ids: Sequence[int], *, identity: CacheIdentity) -> str:
     """Hex SHA-256 that joins a record to its row: both id sequences, tokenizer, template and teacher revision."""
     return digest_of({"answer_ids": list(answer_ids), "prompt_ids": list(prompt_ids), **asdict(identity)})
 
 
-def make_row(top_ids: npt.ArrayLike, top_logprobs: npt.ArrayLike) -> LogitRow:
-    """A row from top-k ids and log-probs `[answer tokens, k]`, with the mass of what was cut off.
+def make_row(
+    top_ids: npt.ArrayLike, top_logprobs: npt.ArrayLike, *, top_p: float = 1.0, least: float = 0.0
+) -> LogitRow:
+    """A row from the likeliest ids and their log-probs `[answer tokens, k]`, with the mass of what was cut off.
+
+    A position keeps its likeliest tokens until they hold `top_p` of the mass, of these such as have a probability of
+    `least`, and always the first.
 
     Raises:
         ValueError: shapes differ, a log-prob is above 0 or not a number, or a position names a token twice.
     """
-    ids = np.asarray(top_ids, dtype=np.uint32)
+    ids = np.asarray(top_ids, dtype=np.int64)
     exact = np.asarray(top_logprobs, dtype=np.float64)
-    if ids.ndim != 2 or ids.shape != exact.shape or 0 in ids.shape:
-        raise ValueError(f"expected ids and log-probs of one shape [tokens, k], found {ids.shape} and {exact.shape}")
+    if ids.ndim != 2 or ids.shape != exact.shape or 0 in ids.shape or ids.shape[1] > MOST_KEPT:
+        raise ValueError(
+            f"expected ids and log-probs of one shape [tokens, k] with k of at most {MOST_KEPT}, found {ids.shape} and "
+            f"{exact.shape}"
+        )
     if np.isnan(exact).any() or (exact > 1e-4).any():
         raise ValueError("expected natural log-probs of at most 0, found others")
-    if any(len(set(row)) < len(row) for row in ids.tolist()):
-        raise ValueError("expected distinct tokens at each position, found one twice")
-    tail = np.clip(1.0 - np.exp(exact).sum(axis=1), 0.0, 1.0)
-    return LogitRow(ids=ids, logprobs=exact.astype(np.float32), tail=tail.astype(np.float32))
+    if (np.diff(np.sort(ids, axis=1), axis=1) == 0).any() or (ids < 0).any():
+        raise ValueError("expected distinct token ids of at least 0 at each position, found others")
+    order = np.argsort(-exact, axis=1, kind="stable")
+    ids, exact = (np.take_along_axis(x, order, axis=1) for x in (ids, exact))
+    mass = np.exp(exact)
+    kept = (np.cumsum(mass, axis=1) - mass < top_p) & (mass >= least)
+    kept[:, 0] = True
+    return _placed(ids, exact, kept, tail=1.0 - (mass * kept).sum(axis=1))
 
 
-def write_cache(path: Path, rows: Mapping[str, LogitRow], *, identity: CacheIdentity, k: int) -> None:
+def _placed(ids: np.ndarray, logprobs: np.ndarray, kept: np.ndarray, *, tail: np.ndarray) -> LogitRow:
+    """Kept tokens, without the columns that no position fills; `kept` ones stand before others."""
+    widest = max(1, int(kept.sum(1).max()))
+    ids, logprobs, kept = (x[:, :widest] for x in (ids, logprobs, kept))
+    return LogitRow(
+        ids=np.where(kept, ids, -1).astype(np.int32),
+        logprobs=np.where(kept, logprobs, 0).astype(np.float32),
+        tail=np.clip(tail, 0.0, 1.0).astype(np.float32),
+    )
+
+
+def write_cache(path: Path, rows: Mapping[str, LogitRow], *, identity: CacheIdentity) -> None:
     """Write one shard's rows, keyed by `row_key`, atomically; equal rows give equal bytes."""
-    lengths = [len(row.tail) for row in rows.values()]
+    tokens, places = _ranked(rows.values())
+    bodies = [encode_row(_at_places(row, places), span=max(1, len(tokens))) for row in rows.values()]
+    keys = b"".join(bytes.fromhex(key)[:KEY_BYTES] for key in rows)
     tensors = {
-        "keys": np.frombuffer(bytes.fromhex("".join(rows)), np.uint8).reshape(len(rows), 32),
-        "starts": np.cumsum([0, *lengths], dtype=np.int64),
-        "ids": np.concatenate([np.empty((0, k), np.uint32), *(row.ids for row in rows.values())]),
-        "logprobs": np.concatenate([np.empty((0, k), np.float32), *(row.logprobs for row in rows.values())]),
-        "tail": np.concatenate([np.empty(0, np.float32), *(row.tail for row in rows.values())]),
-        "sums": np.frombuffer(b"".join(_sum(row) for row in rows.values()), np.uint8).reshape(len(rows), 32),
+        "keys": np.frombuffer(keys, np.uint8).reshape(len(rows), KEY_BYTES),
+        "positions": np.array([len(row.tail) for row in rows.values()], np.uint32),
+        "sizes": np.array([len(body) for body in bodies], np.uint32),
+        "sums": np.array([zlib.crc32(body) for body in bodies], np.uint32),
+        "tokens": tokens.astype(np.uint32),
+        "body": np.frombuffer(b"".join(bodies), np.uint8),
     }
+    metadata = {"identity": canonical_json(asdict(identity))}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"identity": canonical_json(asdict(identity))})
+        save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(0o644)
+
+
+def _ranked(rows: Iterable[LogitRow]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids by how often they are kept, ties by id; and each token's place among them, `[highest id + 1]`."""
+    counts = np.bincount(np.concatenate([np.empty(0, np.int64), *(row.ids[row.ids >= 0] for row in rows)]))
+    tokens = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    places = np.full(len(counts), -1)
+    places[tokens] = np.arange(len(tokens))
+    return tokens, places
+
+
+def _at_places(row: LogitRow, places: np.ndarray) -> LogitRow:
+    """A row of places in rising order instead of token ids."""
+    absent = np.iinfo(np.int64).max
+    found = np.where(row.ids >= 0, places[row.ids], absent)
+    order = np.argsort(found, axis=1)
+    found = np.take_along_axis(found, order, axis=1)
+    logprobs = np.take_along_axis(row.logprobs, order, axis=1)
+    return LogitRow(np.where(found == absent, -1, found), logprobs, row.tail)
+
+
+@dataclass(frozen=True)
+class CacheFile:
+    """A mapped file: its tensors, and where each row's bytes begin."""
+
+    path: Path
+    tensors: dict[str, np.ndarray]
+    begins: np.ndarray
 
 
 @dataclass(frozen=True)
 class LogitCache:
-    """Rows of any number of files of one identity; a row is checked against its SHA-256 when it is read."""
+    """Rows of any number of files of one identity; a row is checked against its CRC-32 when it is read."""
 
     identity: CacheIdentity
-    files: tuple[tuple[Path, dict[str, np.ndarray]], ...]
-    index: dict[str, tuple[int, int]]
+    files: tuple[CacheFile, ...]
+    index: dict[bytes, tuple[int, int]]
 
     def row(self, *, prompt_ids: Sequence[int], answer_ids: Sequence[int], record: str) -> LogitRow:
-        """The distributions over `answer_ids` after `prompt_ids`.
+        """The distributions over `answer_ids` after `prompt_ids`, likeliest tokens first.
 
         Raises:
             InputError: no row belongs to this text under this tokenizer, template and teacher, or the row is damaged;
                 the message names `record`.
         """
-        place = self.index.get(row_key(prompt_ids, answer_ids, identity=self.identity))
-        if place is None:
+        key = bytes.fromhex(row_key(prompt_ids, answer_ids, identity=self.identity))[:KEY_BYTES]
+        if (place := self.index.get(key)) is None:
             raise InputError(
                 f"expected the teacher's distributions for record {record}, found none for its text with this "
                 "tokenizer, template and teacher; run synth again"
             )
-        path, tensors = self.files[place[0]]
-        begin, end = tensors["starts"][place[1] : place[1] + 2]
-        row = LogitRow(*(tensors[name][begin:end] for name in ("ids", "logprobs", "tail")))
-        if len(row.tail) != len(answer_ids) or _sum(row) != tensors["sums"][place[1]].tobytes():
+        file, number = self.files[place[0]], place[1]
+        begin, size = int(file.begins[number]), int(file.tensors["sizes"][number])
+        raw = file.tensors["body"][begin : begin + size]
+        try:
+            if zlib.crc32(raw) != file.tensors["sums"][number]:
+                raise ValueError("CRC-32 differs")
+            tokens = file.tensors["tokens"]
+            row = decode_row(np.asarray(raw), positions=len(answer_ids), span=max(1, len(tokens)))
+            ids = np.where(row.ids >= 0, tokens[row.ids] if len(tokens) else -1, -1).astype(np.int32)
+            order = np.argsort(np.where(ids < 0, np.inf, -row.logprobs), axis=1, kind="stable")
+            ids, logprobs = (np.take_along_axis(x, order, axis=1) for x in (ids, row.logprobs))
+            return LogitRow(ids, logprobs, row.tail)
+        except (ValueError, IndexError) as e:
             raise InputError(
-                f"the teacher's distributions for record {record} in {path} are damaged (SHA-256 differs); "
+                f"the teacher's distributions for record {record} in {file.path} are damaged ({e}); "
                 "delete the file and run synth again"
-            )
-        return row
+            ) from None
 
 
 def open_cache(paths: Iterable[Path], *, identity: CacheIdentity | None = None) -> LogitCache:
-    """Open shard files; all must have one identity, and that of the argument if it is given.
+    """Map shard files; all must have one identity, and that of the argument if it is given.
 
     Raises:
         InputError: there is no file, one is damaged, or it belongs to another tokenizer, template or teacher.
     """
-    files = []
-    index: dict[str, tuple[int, int]] = {}
+    files: list[CacheFile] = []
+    index: dict[bytes, tuple[int, int]] = {}
     for number, path in enumerate(paths):
-        found, tensors = _read(path)
+        found, file = _mapped(path)
         identity = identity or found
         for name, value in asdict(found).items():
             if value != asdict(identity)[name]:
@@ -149,40 +197,37 @@ def open_cache(paths: Iterable[Path], *, identity: CacheIdentity | None = None) 
                     f"{path} is stale: expected distributions of {name} {str(asdict(identity)[name])[:16]!r}, "
                     f"found {str(value)[:16]!r}; delete it and run synth again"
                 )
-        files.append((path, tensors))
-        for place, key in enumerate(tensors["keys"]):
-            index[key.tobytes().hex()] = (number, place)
+        files.append(file)
+        index |= {key.tobytes(): (number, place) for place, key in enumerate(file.tensors["keys"])}
     if identity is None or not files:
         raise InputError("expected at least one file of teacher distributions, found none; run synth again")
     return LogitCache(identity=identity, files=tuple(files), index=index)
 
 
-def _sum(row: LogitRow) -> bytes:
-    digest = hashlib.sha256()
-    for part in (row.ids, row.logprobs, row.tail):
-        digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.digest()
-
-
-def _read(path: Path) -> tuple[CacheIdentity, dict[str, np.ndarray]]:
-    names = set(check_safetensors(path))
-    with safe_open(path, framework="np") as f:
-        metadata = f.metadata() or {}
-        tensors = {name: f.get_tensor(name) for name in sorted(names)}
+def _mapped(path: Path) -> tuple[CacheIdentity, CacheFile]:
+    shapes = check_safetensors(path)
+    with path.open("rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(length))
     try:
-        identity = CacheIdentity(**json.loads(metadata["identity"]))
-        dtypes = {name: str(tensor.dtype) for name, tensor in tensors.items()}
-        starts, positions = tensors["starts"], len(tensors["tail"])
-        fits = (
-            dtypes == LAYOUT
-            and tensors["keys"].shape == tensors["sums"].shape == (len(starts) - 1, 32)
-            and tensors["ids"].shape == tensors["logprobs"].shape
-            and len(tensors["ids"]) == positions == starts[-1]
-            and starts[0] == 0
-            and bool((np.diff(starts) > 0).all())
-        )
+        identity = CacheIdentity(**json.loads(header["__metadata__"]["identity"]))
+        rows = shapes["sizes"][0]
+        expected = {"keys": (rows, KEY_BYTES), **dict.fromkeys(("positions", "sizes", "sums"), (rows,))}
+        fits = {name: header[name]["dtype"] for name in shapes} == LAYOUT
+        fits &= {name: shape for name, shape in shapes.items() if name not in ("body", "tokens")} == expected
     except (KeyError, TypeError, ValueError, IndexError):
         fits = False
-    if not fits:
-        raise InputError(f"{path} is no whole file of teacher distributions; delete it and run synth again")
-    return identity, tensors
+    if fits:
+        tensors = {
+            name: _tensor(path, begin=8 + length + header[name]["data_offsets"][0], dtype=dtype, shape=shapes[name])
+            for name, dtype in LAYOUT.items()
+        }
+        ends = np.cumsum(tensors["sizes"], dtype=np.int64)
+        if tensors["body"].shape == (int(ends[-1]) if rows else 0,):
+            return identity, CacheFile(path, tensors, ends - tensors["sizes"])
+    raise InputError(f"{path} is no whole file of teacher distributions; delete it and run synth again")
+
+
+def _tensor(path: Path, *, begin: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    numbers = {"U8": np.dtype(np.uint8), "U32": np.dtype("<u4")}[dtype]
+    return np.memmap(path, numbers, "r", offset=begin, shape=shape) if prod(shape) else np.zeros(shape, numbers)

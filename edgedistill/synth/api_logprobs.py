@@ -16,7 +16,7 @@ import numpy as np
 from edgedistill.core.files import read_json
 from edgedistill.runtimes.logit_cache import LogitRow, make_row
 
-FLOOR = -100.0  # log-prob of what fills a row up to k: 4e-44, which is nothing in float32
+FLOOR, LEAST = -100.0, 1e-40  # log-prob of what fills a row up to k, and a probability above it: it is dropped again
 
 
 def logit_row(
@@ -46,7 +46,7 @@ def logit_row(
         fill = (i for i in range(k + len(place)) if i not in set(place))
         place += [next(fill) for _ in range(k - len(place))]
         row_values += [FLOOR] * (k - len(row_values))
-    return make_row(np.array(ids), np.array(values))
+    return make_row(np.array(ids), np.array(values), least=LEAST)
 
 
 def token_bytes(folder: Path) -> dict[str, int]:

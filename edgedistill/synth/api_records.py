@@ -90,7 +90,7 @@ def write_records(
                 if row is not None:
                     rows[str(record.logits_key)] = row
             if rows:
-                write_cache(folder / f"logits-{number:05d}.safetensors", rows, identity=tokens.identity, k=top_k)
+                write_cache(folder / f"logits-{number:05d}.safetensors", rows, identity=tokens.identity)
             write_jsonl(folder / f"records-{number:05d}.jsonl", [r.model_dump(mode="json") for r in records])
             number, asked, kept = number + 1, asked + len(shard), kept + len(records)
             answer_tokens += sum(len(r.answer_ids) for r in records)

@@ -6,7 +6,7 @@ file says that the shard is done. `rejected.jsonl` grows by whole shards, just b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,8 @@ from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import digest_of, read_jsonl, write_jsonl
 from edgedistill.core.records import Prompt, Rejected, TeacherRecord
 from edgedistill.runtimes.base import Generation
-from edgedistill.runtimes.logit_cache import CacheIdentity, LogitRow, make_row, open_cache, row_key, write_cache
+from edgedistill.runtimes.logit_cache import CacheIdentity, make_row, open_cache, row_key, write_cache
+from edgedistill.runtimes.logit_codes import LogitRow
 
 Ask = Callable[[list[list[int]]], Sequence[Generation]]
 Judge = Callable[[str, str, Prompt], tuple[str, str] | None]
@@ -56,6 +57,7 @@ def label(
     identity: CacheIdentity,
     end_ids: Collection[int],
     top_k: int,
+    cut: Mapping[str, float],
     batch_size: int,
     shard_size: int,
     progress: Callable[[int, int, int], None],
@@ -64,7 +66,8 @@ def label(
 
     `ask` answers a batch of prompts' ids greedily; `judge(answer, finish, prompt)` gives the reason and detail of a
     reject or None; `progress(done, total, answer tokens of this process)` is told after each batch. A repeated request
-    is not asked twice but rejected as a duplicate of the first.
+    is not asked twice but rejected as a duplicate of the first. `top_k` log-probs are asked for and `cut` as `make_row`
+    does.
 
     Raises:
         InputError: what an earlier run left in `folder` is damaged or does not belong to these requests.
@@ -98,8 +101,8 @@ def label(
                 continue
             record = _record(request, text, answer.ids, identity=identity)
             records.append(record)
-            rows[record.logits_key or ""] = _row(request, answer)
-        write_cache(folder / f"logits-{number:05d}.safetensors", rows, identity=identity, k=top_k)
+            rows[record.logits_key or ""] = _row(request, answer, cut=cut)
+        write_cache(folder / f"logits-{number:05d}.safetensors", rows, identity=identity)
         write_jsonl(folder / "rejected.jsonl", [r.model_dump(mode="json") for r in rejected])
         write_jsonl(folder / f"records-{number:05d}.jsonl", [r.model_dump(mode="json") for r in records])
     return _counts(shards, folder=folder, rejected=rejected)
@@ -151,9 +154,9 @@ def _record(request: Request, text: str, answer_ids: Sequence[int], *, identity:
     )
 
 
-def _row(request: Request, answer: Generation) -> LogitRow:
+def _row(request: Request, answer: Generation, *, cut: Mapping[str, float]) -> LogitRow:
     try:
-        return make_row(answer.top_ids, answer.top_logprobs)
+        return make_row(answer.top_ids, answer.top_logprobs, **cut)
     except ValueError as e:
         raise StageError(
             f"the teacher's distributions for prompt {request.prompt.id} are no distributions: {e}"

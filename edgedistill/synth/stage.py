@@ -96,7 +96,9 @@ def run_synth(context: StageContext) -> None:
     identity = CacheIdentity(
         tokenizer=chat.tokenizer_hash(folder), template=chat.template_hash(template), teacher=teacher
     )
-    sampling = {"greedy": True, "max_new_tokens": task.max_new_tokens, "end_ids": sorted(ends), "top_k": synth.top_k}
+    cut = {"top_p": synth.top_p, "least": synth.least_probability}
+    asked = {"greedy": True, "max_new_tokens": task.max_new_tokens, "end_ids": sorted(ends)}
+    sampling = asked | {"top_k": synth.top_k, **cut}
     requests = []
     for prompt in _prompts(context):
         text = chat.render(tokenizer, prompt.messages, template=template)
@@ -127,6 +129,7 @@ def run_synth(context: StageContext) -> None:
             identity=identity,
             end_ids=ends,
             top_k=synth.top_k,
+            cut=cut,
             batch_size=synth.batch_size,
             shard_size=synth.shard_size,
             progress=progress,

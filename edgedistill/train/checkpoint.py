@@ -25,7 +25,10 @@ from edgedistill.runtimes.safetensors_file import check_safetensors
 
 @dataclass
 class Position:
-    """Where a run is: steps done, tokens and seconds they took, and the best validation loss so far."""
+    """Where a run is: steps done, tokens and seconds they took, and the best validation loss so far.
+
+    `most_tokens` is what a micro-batch was cut to when memory ran out.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -33,6 +36,7 @@ class Position:
     best_step: int = 0
     best_loss: float | None = None
     evals_since_best: int = 0
+    most_tokens: int | None = None
 
 
 def save_checkpoint(

@@ -1,8 +1,8 @@
 """Records as token sequences with supervised answers, and batches of them in an order that seed and epoch determine.
 
 A position is supervised when the token after it belongs to the answer: the prompt is context, never a target. Batches
-hold sequences of like length, padded on the right, where causal attention cannot reach the padding; or they are packed
-into one row whose position ids restart, so that attention stays within each sequence.
+hold sequences of like length, padded on the right, where causal attention cannot reach the padding; or several are
+packed into a row whose position ids restart, from which transformers' masks keep attention within each sequence.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,11 +22,17 @@ from edgedistill.runtimes.chat import encode, render
 from edgedistill.runtimes.logit_cache import LogitCache
 
 BUCKET_BATCHES = 16  # sequences are sorted by length within windows of this many batches
+WORTH_PACKING = 0.9  # packed rows come with a mask of their own: they must save this share of the padded tokens
+SHOWN = 3  # records named in a note
+Packing = Literal["auto"] | bool
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence: the answer is `ids[start:]`; `top_ids`, `top_logprobs` `[answer tokens, k]` where taught."""
+    """One sequence: the answer is `ids[start:]`; `top_ids`, `top_logprobs` `[answer tokens, k]` where taught.
+
+    A position that keeps fewer tokens than another has -1 for the rest.
+    """
 
     id: str
     ids: np.ndarray
@@ -105,7 +112,7 @@ def record_examples(
         if cache is not None and record.logits_key is not None:
             row = cache.row(prompt_ids=record.prompt_ids, answer_ids=record.answer_ids, record=record.id)
             top_ids = row.ids.astype(np.int64)
-            top_ids = top_ids if id_map is None else id_map[top_ids]
+            top_ids = top_ids if id_map is None else np.where(top_ids < 0, -1, id_map[top_ids])
             top_logprobs = row.logprobs
         examples.append(Example(record.id, ids, len(record.prompt_ids), top_ids, top_logprobs))
     return examples
@@ -116,6 +123,31 @@ def fitting(examples: Sequence[Example], *, longest: int) -> tuple[list[Example]
     fits = [e for e in examples if len(e.ids) <= longest and e.supervised > 0 and e.start > 0]
     kept = {id(e) for e in fits}
     return fits, [e.id for e in examples if id(e) not in kept]
+
+
+def oddities(examples: Sequence[Example], *, longest: int) -> list[str]:
+    """What a user should know of the records: how many are empty, too long or there twice, and the first of them."""
+    seen: dict[bytes, str] = {}
+    found: dict[str, list[str]] = {
+        "with nothing to learn, left out": [],
+        f"longer than the student's {longest} tokens, left out": [],
+        "of the same text as another, kept": [],
+    }
+    empty, long, twice = found.values()
+    for e in examples:
+        if e.supervised <= 0 or e.start <= 0:
+            empty.append(e.id)
+        elif len(e.ids) > longest:
+            long.append(e.id)
+        elif (key := np.append(e.ids, e.start).tobytes()) in seen:
+            twice.append(f"{e.id} as {seen[key]}")
+        else:
+            seen[key] = e.id
+    return [
+        f"{len(ids)} of {len(examples)} records {what}: {', '.join(ids[:SHOWN])}{', …' if len(ids) > SHOWN else ''}"
+        for what, ids in found.items()
+        if ids
+    ]
 
 
 def split_examples(examples: Sequence[Example], *, share: float, seed: int) -> tuple[list[Example], list[Example]]:
@@ -138,33 +170,79 @@ def epoch_batches(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: 
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def micro_batches(examples: Sequence[Example], *, most_tokens: int) -> list[list[Example]]:
-    """Cut a batch where its padded rows would pass `most_tokens`; a single longer sequence stands alone."""
-    parts: list[list[Example]] = []
-    width = 0
-    for example in sorted(examples, key=lambda e: len(e.ids)):
-        width = max(width, len(example.ids))
-        if parts and width * (len(parts[-1]) + 1) <= most_tokens:
-            parts[-1].append(example)
+def micro_batches(
+    examples: Sequence[Example], *, most_tokens: int, packing: Packing = "auto"
+) -> list[list[list[Example]]]:
+    """Micro-batches of rows of sequences, each of at most `most_tokens` places; a longer row stands alone.
+
+    A row holds one sequence, or several if `packing`; "auto" packs where it saves a tenth of the places.
+    """
+    padded = _cut([[e] for e in examples], most_tokens=most_tokens)
+    if packing is False:
+        return padded
+    packed = _cut(pack(examples), most_tokens=most_tokens)
+    worth = packing is True or places(packed) <= WORTH_PACKING * places(padded)
+    return packed if worth else padded
+
+
+def pack(examples: Sequence[Example], *, width: int = 0) -> list[list[Example]]:
+    """Sequences in rows no longer than `width` or the longest of them: first fit, longest first."""
+    longest_first = sorted(examples, key=lambda e: -len(e.ids))
+    width = max(width, len(longest_first[0].ids))
+    rows: list[list[Example]] = []
+    room: list[int] = []
+    for example in longest_first:
+        length = len(example.ids)
+        place = next((i for i, left in enumerate(room) if left >= length), None)
+        if place is None:
+            rows.append([example])
+            room.append(width - length)
         else:
-            parts.append([example])
-            width = len(example.ids)
+            rows[place].append(example)
+            room[place] -= length
+    return rows
+
+
+def _cut(rows: Sequence[list[Example]], *, most_tokens: int) -> list[list[list[Example]]]:
+    parts: list[list[list[Example]]] = []
+    for row in sorted(rows, key=_length):
+        if parts and _length(row) * (len(parts[-1]) + 1) <= most_tokens:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
     return parts
 
 
-def collate(examples: Sequence[Example], *, pad_id: int = 0, packed: bool = False) -> Batch:
-    """One batch: a row for each sequence padded on the right, or all in one row if `packed`."""
-    lengths = [len(e.ids) for e in examples]
-    if packed:
-        input_ids = np.concatenate([e.ids for e in examples])[None]
-        offsets = np.cumsum([0, *lengths[:-1]])
-        position_ids = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])[None])
-    else:
-        input_ids = np.full((len(examples), max(lengths)), pad_id)
-        for row, example in zip(input_ids, examples, strict=True):
-            row[: len(example.ids)] = example.ids
-        offsets = np.arange(len(examples)) * max(lengths)
-        position_ids = None
+def places(parts: Sequence[Sequence[list[Example]]]) -> int:
+    """Tokens and padding of all micro-batches."""
+    return sum(len(part) * max(map(_length, part)) for part in parts)
+
+
+def _length(row: Sequence[Example]) -> int:
+    return sum(len(e.ids) for e in row)
+
+
+def collate(examples: Sequence[Example], *, pad_id: int = 0) -> Batch:
+    """One batch with a row for each sequence, padded on the right."""
+    return collate_rows([[e] for e in examples], pad_id=pad_id)
+
+
+def collate_rows(rows: Sequence[Sequence[Example]], *, pad_id: int = 0) -> Batch:
+    """One batch of rows of sequences; where a row has several, position ids restart with each, and with the padding."""
+    examples = [e for row in rows for e in row]
+    width = max(map(_length, rows))
+    input_ids = np.full((len(rows), width), pad_id)
+    position_ids = np.zeros((len(rows), width), np.int64)
+    offsets = []
+    for place, row in enumerate(rows):
+        begin = 0
+        for example in row:
+            end = begin + len(example.ids)
+            input_ids[place, begin:end] = example.ids
+            position_ids[place, begin:end] = np.arange(end - begin)
+            offsets.append(place * width + begin)
+            begin = end
+        position_ids[place, begin:] = np.arange(width - begin)
     widths = [e.top_ids.shape[1] for e in examples if e.top_ids is not None]
     k = max(widths, default=1)
     n = sum(e.supervised for e in examples)
@@ -187,5 +265,5 @@ def collate(examples: Sequence[Example], *, pad_id: int = 0, packed: bool = Fals
         teacher_ids=torch.from_numpy(teacher_ids),
         teacher_logprobs=torch.from_numpy(teacher_logprobs),
         taught=torch.from_numpy(taught),
-        position_ids=position_ids,
+        position_ids=torch.from_numpy(position_ids) if len(examples) > len(rows) else None,
     )

@@ -7,6 +7,7 @@ log-probabilities of the kept tokens and of the tail); the rest of a row's gradi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch.nn import functional
 
 from edgedistill.train.divergence import NOTHING, Divergence, divergence, sparse_divergence
 
+# Settings of models that cap or scale their logits.
+AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 ROWS = 256  # positions at once: enough for full speed of the products, little beside a whole batch
 
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over positions, in nats: `total` is what is trained; `ce` and `kl` are its parts, detached.
+    """Sums over positions, in nats: `total` is what is trained; `ce`, `kl` and `match` are its parts, detached.
 
     Dividing by the count of supervised tokens of the whole step, over all micro-batches and processes, is the caller's,
     so that no split of a step changes its gradient.
@@ -30,6 +33,7 @@ class LossSums:
     total: Tensor
     ce: Tensor
     kl: Tensor
+    match: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,31 @@ class Kept:
 
 @dataclass(frozen=True)
 class Online:
-    """A teacher beside its student: `hidden` `[n, teacher width]` and its head `weight` `[vocab or more, width]`.
+    """A teacher beside its student: `hidden` `[n, width]`, its head's `weight` `[vocab or more, width]` and `bias`.
 
     A vocabulary padded further than the student's is cut to it, a shorter one leaves the student's rest out.
     """
 
     hidden: Tensor
     weight: Tensor
+    bias: Tensor | None = None
 
     def rows(self, part: slice) -> Online:
-        return Online(self.hidden[part], self.weight)
+        return Online(self.hidden[part], self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Several teachers beside their student: the mean of their distributions by `weights`, which sum to 1."""
+
+    teachers: tuple[Online, ...]
+    weights: tuple[float, ...]
+
+    def rows(self, part: slice) -> Mixed:
+        return Mixed(tuple(teacher.rows(part) for teacher in self.teachers), self.weights)
+
+
+Teacher = Kept | Online | Mixed
 
 
 def head_losses(
@@ -64,7 +83,7 @@ def head_losses(
     targets: Tensor,
     *,
     bias: Tensor | None = None,
-    teacher: Kept | Online | None = None,
+    teacher: Teacher | None = None,
     kd_weight: float = 0.0,
     how: Divergence | None = None,
     token_weights: Tensor | None = None,
@@ -99,7 +118,7 @@ def head_losses(
 
 
 def logit_losses(
-    logits: Tensor, targets: Tensor, *, teacher: Kept | Online | None, kd_weight: float, how: Divergence | None = None
+    logits: Tensor, targets: Tensor, *, teacher: Teacher | None, kd_weight: float, how: Divergence | None = None
 ) -> LossSums:
     """As `head_losses`, of logits `[n, vocab]` that something came behind the head, such as a soft cap."""
     with torch.no_grad():
@@ -145,11 +164,11 @@ class _Given(torch.autograd.Function):
 
 
 def _rows(
-    z: Tensor, targets: Tensor, weigh: Tensor, teacher: Kept | Online | None, *, kd_weight: float, how: Divergence,
+    z: Tensor, targets: Tensor, weigh: Tensor, teacher: Teacher | None, *, kd_weight: float, how: Divergence,
     gradient: bool,
 ) -> Tensor:  # fmt: skip
     """Sums (total, cross-entropy, divergence) of logits `z` `[rows, vocab]`, which their gradient then replaces."""
-    if isinstance(teacher, Online):
+    if isinstance(teacher, Online | Mixed):
         return _online(z, targets, weigh, teacher, kd_weight=kd_weight, how=how)
     target = z.gather(1, targets[:, None])
     highest = z.amax(1, keepdim=True)
@@ -197,11 +216,16 @@ def _rows(
     return torch.stack((total, (ce * weigh).sum(), (apart.detach() * weigh * teacher.taught).sum()))
 
 
-def _online(z: Tensor, targets: Tensor, weigh: Tensor, teacher: Online, *, kd_weight: float, how: Divergence) -> Tensor:
-    """As `_rows`, of a teacher whose whole distribution is known."""
-    vocab = min(z.shape[1], len(teacher.weight))
-    other = functional.linear(teacher.hidden, teacher.weight[:vocab].to(teacher.hidden.dtype)).to(z.dtype)
-    log_p = torch.log_softmax(other / how.temperature, 1)
+def _online(
+    z: Tensor, targets: Tensor, weigh: Tensor, teacher: Online | Mixed, *, kd_weight: float, how: Divergence
+) -> Tensor:
+    """As `_rows`, of teachers whose whole distribution is known."""
+    asked = teacher.teachers if isinstance(teacher, Mixed) else (teacher,)
+    vocab = min(z.shape[1], *(len(each.weight) for each in asked))
+    known = [_log_probs(each, vocab=vocab, temperature=how.temperature).to(z.dtype) for each in asked]
+    log_p = known[0]
+    if isinstance(teacher, Mixed):
+        log_p = torch.logsumexp(torch.stack([p + math.log(w) for p, w in zip(known, teacher.weights, strict=True)]), 0)
     with torch.enable_grad():
         logits = z.detach().clone().requires_grad_()
         ce = functional.cross_entropy(logits, targets, reduction="none")
@@ -210,3 +234,10 @@ def _online(z: Tensor, targets: Tensor, weigh: Tensor, teacher: Online, *, kd_we
         total = (((1 - kd_weight) * ce + kd_weight * apart) * weigh).sum()
         z.copy_(torch.autograd.grad(total, logits)[0])
     return torch.stack((total.detach(), (ce.detach() * weigh).sum(), (apart.detach() * weigh).sum()))
+
+
+def _log_probs(teacher: Online, *, vocab: int, temperature: float) -> Tensor:
+    """Of its first `vocab` tokens, in float32 or more."""
+    weight, bias = (None if x is None else x[:vocab].to(teacher.hidden.dtype) for x in (teacher.weight, teacher.bias))
+    logits = functional.linear(teacher.hidden, weight, bias)
+    return torch.log_softmax(logits.to(_wide(logits)) / temperature, 1)

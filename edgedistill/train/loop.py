@@ -1,16 +1,13 @@
-"""The training loop: batches in a fixed order, AdamW, validation, checkpoints; one process or many, the same code.
-
-The sum of a step's losses is divided by the count of supervised tokens of the whole step, over all micro-batches and
-processes, so that no way of splitting it changes the gradient.
-"""
+"""The training loop: batches in a fixed order, AdamW, validation, checkpoints; one process or many, the same code."""
 
 from __future__ import annotations
 
-import contextlib
 import math
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +30,16 @@ from edgedistill.train.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from edgedistill.train.data import Batch, Example, collate, epoch_batches, micro_batches
+from edgedistill.train.data import Example, Packing, epoch_batches
 from edgedistill.train.divergence import Divergence
-from edgedistill.train.fused import Kept, LossSums, head_losses, logit_losses
-from edgedistill.train.grid import first_step, leave_on_grid, operands, put_on_grid
+from edgedistill.train.grid import first_step, leave_on_grid, put_on_grid
+from edgedistill.train.matching import Matching, add_projections, drop_projections
+from edgedistill.train.online import Live
+from edgedistill.train.sampling import OnPolicy, is_sampled, sample_answers
+from edgedistill.train.step import Step, fitting_backward
 
 # Up to this length plain matrix products are several times faster on a CPU than the fused attention's backward.
 EAGER_ATTENTION_TOKENS = 256
-# Settings of models that cap or scale their logits.
-AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 @dataclass(frozen=True)
@@ -61,42 +59,6 @@ def learning_rate(step: int, *, total: int, peak: float, warmup: int) -> float:
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def step_losses(
-    model: Any, batch: Batch, *, kd_weight: float, how: Divergence | None = None, head: Any | None = None
-) -> LossSums:
-    """Forward pass and loss sums over the batch's supervised positions; the LM head sees no other position.
-
-    Head and loss are one (`train.fused`), computed where the model calls its head; but for models that do something
-    to their logits after it.
-    """
-    head = head or model.get_output_embeddings()
-    teacher = Kept(batch.teacher_ids, batch.teacher_logprobs, batch.taught) if bool(batch.taught.any()) else None
-    wanted: dict[str, Any] = {"teacher": teacher, "kd_weight": kd_weight, "how": how}
-    config = getattr(model, "module", model).config
-    fused = all(getattr(config, name, None) is None for name in AFTER_THE_HEAD)
-    forward, replaced = head.forward, "forward" in vars(head)
-    found: list[LossSums] = []
-
-    def supervised(hidden: Tensor) -> Tensor:
-        rows = hidden.flatten(0, -2).index_select(0, batch.index)
-        if not fused:
-            logits: Tensor = forward(rows)
-            return logits
-        x, weight = operands(head, rows)
-        found.append(head_losses(x, weight, batch.targets, bias=head.bias, **wanted))
-        return found[0].total
-
-    head.forward = supervised
-    try:
-        positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-        out = model(input_ids=batch.input_ids, use_cache=False, **positions).logits
-    finally:
-        del head.forward
-        if replaced:
-            head.forward = forward
-    return replace(found[0], total=out) if fused else logit_losses(out.flatten(0, -2), batch.targets, **wanted)
 
 
 def train_model(
@@ -121,38 +83,56 @@ def train_model(
     patience: int = 3,
     checkpoint_every_s: float = 30.0,
     bf16: bool = True,
-    most_tokens: int = 4096,
+    packing: Packing = "auto",
+    micro_batch_tokens: int = 4096,
     plan: Plan | None = None,
     grid_share: float = 1.0,
     round_activations: bool = True,
+    live: Live | None = None,
+    matching: Matching | None = None,
+    on_policy: OnPolicy | None = None,
+    trackers: Sequence[Any] = (),
+    tracker_folder: Path | None = None,
 ) -> TrainResult:
     """Train `model`'s trainable parameters in place, from the last checkpoint if there is one, to the best weights.
 
-    Without `valid` there is no early stop and the last weights stay. `most_tokens` bounds a micro-batch. With a `plan`
-    the last `grid_share` of the steps are trained on its grids (`train.grid`); only evaluations on them count as best,
-    and the weights end on them.
+    Without `valid` there is no early stop and the last weights stay. `micro_batch_tokens` bounds a micro-batch, and is
+    halved where memory runs out. With a `plan` the last `grid_share` of the steps are trained on its grids
+    (`train.grid`); only evaluations on them count as best, and the weights end on them. A `live` teacher is asked for
+    every batch instead of what is kept of it; `matching` and `on_policy` need one. `trackers` are accelerate's, by name
+    or made already.
 
     Raises:
         InputError: a checkpoint is damaged.
-        StageError: nothing to train on, or a loss or gradient is not finite.
+        StageError: nothing to train on, a loss or gradient is not finite, or one sequence does not fit into memory.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the state lies in `checkpoints`.
     """
     if not train:
         raise StageError(f"expected examples to train {arm} on, found none; look at what the stages before kept")
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if bf16 else "no", log_with=list(trackers) or None, project_dir=tracker_folder
+    )
+    main = accelerator.is_main_process
     model.to(accelerator.device)
-    longest = max(len(e.ids) for e in (*train, *valid))
-    on_cpu = accelerator.device.type == "cpu"
-    model.set_attn_implementation("eager" if on_cpu and longest <= EAGER_ATTENTION_TOKENS else "sdpa")
+    attention = _attention((*train, *valid), device=accelerator.device, matching=matching)
+    model.set_attn_implementation(attention)
+    if live is not None:
+        live = live.to(accelerator.device)
+        for teacher in live.models:
+            teacher.set_attn_implementation(attention)
+    if matching is not None and live is not None:
+        widths = model.config.hidden_size, live.models[0].config.hidden_size
+        add_projections(model, how=matching, widths=widths, seed=seed)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices, vectors = ([p for p in weights.values() if (p.ndim > 1) == wanted] for wanted in (True, False))
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
+    optimizer = _optimizer(weights.values(), lr=lr, weight_decay=weight_decay)
     position = load_checkpoint(checkpoints, weights=weights, optimizer=optimizer)
     detached = {name: p.detach() for name, p in weights.items()}
     head, bare = model.get_output_embeddings(), model
     model, optimizer = accelerator.prepare(model, optimizer)
-    keep_metrics_until(metrics, arm=arm, step=position.step)
+    if main:
+        keep_metrics_until(metrics, arm=arm, step=position.step)
+    if trackers:
+        accelerator.init_trackers(arm, config={"lr": lr, "epochs": epochs, "batch_size": batch_size, "seed": seed})
 
     per_epoch = math.ceil(len(train) / batch_size)
     total = max(1, math.ceil(epochs * per_epoch))
@@ -162,12 +142,21 @@ def train_model(
     on_grid = False
     lengths = [len(e.ids) for e in train]
     order: tuple[int, list[list[int]]] = (-1, [])
-    forward = _Forward(model, head, accelerator.device, kd_weight, how, most_tokens)
+    step = Step(
+        model, head, accelerator.device, kd_weight, how, position.most_tokens or micro_batch_tokens, packing,
+        live=live, matching=matching,
+    )  # fmt: skip
     began, saved = time.monotonic() - position.seconds, time.monotonic()
 
     def save() -> None:
-        if accelerator.is_main_process:
+        if main:
             save_checkpoint(checkpoints, position=position, weights=detached, optimizer=optimizer.optimizer)
+
+    def log(row: dict[str, Any]) -> None:
+        if main:
+            append_metrics(metrics, row)
+        if trackers:
+            accelerator.log({k: v for k, v in row.items() if k not in ("arm", "step")}, step=row["step"])
 
     model.train()
     with interruptible() as stop, freed_memory_kept():
@@ -186,7 +175,11 @@ def train_model(
             rate = learning_rate(position.step, total=total, peak=lr, warmup=warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            sums = forward.backward(examples, accelerator=accelerator)
+            sample = None
+            if on_policy is not None and is_sampled(position.step, share=on_policy.share, seed=seed):
+                draw = (seed, position.step, accelerator.process_index)
+                sample = partial(sample_answers, bare, how=on_policy, seed=draw)
+            step, sums = fitting_backward(step, examples, accelerator=accelerator, note=report.note, sample=sample)
             norm = float(accelerator.clip_grad_norm_(model.parameters(), grad_clip))
             if not all(math.isfinite(x) for x in (*sums.values(), norm)):
                 _refuse(examples, sums=sums, norm=norm, arm=arm, step=position.step, path=checkpoints / "failed.json")
@@ -197,33 +190,44 @@ def train_model(
                 step=position.step + 1,
                 tokens=position.tokens + sum(len(e.ids) for e in examples),
                 seconds=time.monotonic() - began,
+                most_tokens=step.most_tokens if step.most_tokens < micro_batch_tokens else None,
             )
             speed = position.tokens / position.seconds
             eta = position.seconds / position.step * (total - position.step)
             row = {"arm": arm, "step": position.step, **sums, "lr": rate, "grad_norm": norm, "tokens": position.tokens}
-            if accelerator.is_main_process:
-                append_metrics(metrics, row | {"tok_s": round(speed, 1), "eta_s": round(eta, 1)})
+            if on_policy is not None:
+                row["sampled"] = int(sample is not None)
+            log(row | {"tok_s": round(speed, 1), "eta_s": round(eta, 1)})
+            if main:
                 report.progress(
                     position.step, total, "steps", arm=arm, loss=round(sums["loss"], 4), tok_s=round(speed),
                     eta_s=round(eta),
                 )  # fmt: skip
             if valid and (position.step % eval_every == 0 or position.step == total):
-                position = _validate(
-                    forward, valid, position=position, weights=detached, checkpoints=checkpoints, arm=arm,
-                    metrics=metrics, batch_size=batch_size, main=accelerator.is_main_process,
-                )  # fmt: skip
-            if stop.is_set():
+                found = step.mean(valid, batch_size=batch_size)
+                position = _judged(position, found, weights=detached, checkpoints=checkpoints, arm=arm, main=main)
+                log({"arm": arm, "step": position.step, **{f"valid_{k}": v for k, v in found.items()}})
+            if _anywhere(stop, accelerator):
                 save()
                 raise KeyboardInterrupt
             if time.monotonic() - saved >= checkpoint_every_s and position.step < total:
                 save()
                 saved = time.monotonic()
+    if valid and position.evals_since_best:
+        report.note(
+            f"{arm}: the held-out loss turned: {position.best_loss:.4f} at step {position.best_step} and no less in "
+            f"{position.evals_since_best} evaluations since, to step {position.step} of {total}; kept the weights of "
+            f"step {position.best_step} (lower train.lr or train.epochs, or give more records)"
+        )
     if valid and position.best_step != position.step:
         accelerator.wait_for_everyone()  # the main process may still be writing the file
         load_best(checkpoints, weights=detached)
     if plan is not None:
         leave_on_grid(bare, plan=plan)
+    if trackers:
+        accelerator.end_training()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    drop_projections(bare)
     return TrainResult(
         steps=position.step,
         planned_steps=total,
@@ -234,69 +238,39 @@ def train_model(
     )
 
 
-@dataclass(frozen=True)
-class _Forward:
-    """What every forward pass of a run shares."""
-
-    model: Any
-    head: Any
-    device: torch.device
-    kd_weight: float
-    how: Divergence | None
-    most_tokens: int
-
-    def losses(self, examples: Sequence[Example]) -> LossSums:
-        batch = collate(examples)
-        batch = Batch(**{k: v if v is None else v.to(self.device) for k, v in vars(batch).items()})
-        return step_losses(self.model, batch, kd_weight=self.kd_weight, how=self.how, head=self.head)
-
-    def backward(self, examples: Sequence[Example], *, accelerator: Accelerator) -> dict[str, float]:
-        """Gradients of the step's mean loss per supervised token; this process does its share of `examples`."""
-        count = sum(e.supervised for e in examples)
-        world, rank = accelerator.num_processes, accelerator.process_index
-        # A process without a share still takes part in the gradients' reduction, with nothing to add.
-        mine, scale = (examples[rank::world], world / count) if len(examples) > rank else (examples[:1], 0.0)
-        parts = micro_batches(mine, most_tokens=self.most_tokens)
-        sums = torch.zeros(3, device=self.device)
-        for number, part in enumerate(parts, start=1):
-            with contextlib.nullcontext() if number == len(parts) else accelerator.no_sync(self.model):
-                losses = self.losses(part)
-                accelerator.backward(losses.total * scale)
-            sums += torch.stack((losses.total.detach(), losses.ce, losses.kl)) * (scale / world)
-        return dict(zip(("loss", "ce", "kl"), accelerator.reduce(sums, "sum").tolist(), strict=True))
-
-    @torch.no_grad()
-    def mean(self, examples: Sequence[Example], *, batch_size: int) -> dict[str, float]:
-        """Mean losses per supervised token over all of `examples`."""
-        self.model.eval()
-        sums = torch.zeros(3, dtype=torch.float64)
-        near = sorted(examples, key=lambda e: len(e.ids))
-        for begin in range(0, len(near), batch_size):
-            for part in micro_batches(near[begin : begin + batch_size], most_tokens=self.most_tokens):
-                losses = self.losses(part)
-                sums += torch.stack((losses.total, losses.ce, losses.kl)).double().cpu()
-        self.model.train()
-        sums /= sum(e.supervised for e in examples)
-        return dict(zip(("loss", "ce", "kl"), sums.tolist(), strict=True))
+def _optimizer(weights: Iterable[torch.nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices alone."""
+    weights = list(weights)
+    matrices, vectors = ([p for p in weights if (p.ndim > 1) == wanted] for wanted in (True, False))
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
 
 
-def _validate(
-    forward: _Forward,
-    valid: Sequence[Example],
-    *,
+def _attention(examples: Sequence[Example], *, device: torch.device, matching: Matching | None) -> str:
+    """Plain products where they are faster, and where the maps themselves are compared."""
+    short = device.type == "cpu" and max(len(e.ids) for e in examples) <= EAGER_ATTENTION_TOKENS
+    return "eager" if short or (matching is not None and matching.attention > 0) else "sdpa"
+
+
+def _anywhere(stop: threading.Event, accelerator: Accelerator) -> bool:
+    """Whether any process was asked to stop: all have to leave after the same step."""
+    if accelerator.num_processes == 1:
+        return stop.is_set()
+    return bool(accelerator.reduce(torch.tensor(float(stop.is_set()), device=accelerator.device), "sum"))
+
+
+def _judged(
     position: Position,
+    found: dict[str, float],
+    *,
     weights: dict[str, Tensor],
     checkpoints: Path,
     arm: str,
-    metrics: Path,
-    batch_size: int,
     main: bool,
 ) -> Position:
-    found = forward.mean(valid, batch_size=batch_size)
+    """The position after an evaluation; the weights of the best one are kept on disk."""
     if not math.isfinite(found["loss"]):
         raise StageError(f"expected a finite validation loss of {arm}, found {found['loss']}; lower train.lr")
-    if main:
-        append_metrics(metrics, {"arm": arm, "step": position.step, **{f"valid_{k}": v for k, v in found.items()}})
     if position.best_loss is None or found["loss"] < position.best_loss:
         if main:
             save_best(checkpoints, weights)

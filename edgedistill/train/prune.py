@@ -17,7 +17,7 @@ from torch import Tensor
 from edgedistill.core.errors import InputError
 from edgedistill.core.runfolder import Reporter
 from edgedistill.train.data import Example, collate
-from edgedistill.train.loop import step_losses
+from edgedistill.train.step import step_losses
 
 LAYER = re.compile(r"^(?P<before>.*\blayers\.)(?P<index>\d+)(?P<after>\..*)$")
 CALIBRATION_BATCH = 32

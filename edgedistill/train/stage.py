@@ -11,7 +11,6 @@ from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import read_jsonl, write_json
 from edgedistill.core.host import usable_cores
-from edgedistill.core.recipe import Qat
 from edgedistill.core.records import Prompt, TeacherRecord
 from edgedistill.core.runfolder import StageContext
 from edgedistill.core.teacher import API_TEACHER
@@ -77,14 +76,14 @@ def run(context: StageContext) -> None:
 
     Raises:
         InputError: the student does not fit the teacher, or the teacher's distributions are absent or damaged.
+        MissingError: a tracker is not installed.
         StageError: nothing to train on, the vocabulary is too small for the task, or a loss is not finite.
     """
     from edgedistill.runtimes import chat
-    from edgedistill.runtimes.precision import uses_bf16
-    from edgedistill.train import arms, data, folders, student
-    from edgedistill.train.divergence import Divergence
+    from edgedistill.train import arms, data, folders, launch, student, trackers
 
     recipe = context.recipe
+    trackers.require_trackers(recipe.train.trackers)
     _use_threads(context)
     teacher, untrained = context.folder_of("teacher"), context.folder / "untrained"
     template = chat.template_of(chat.load_tokenizer(teacher), recipe.task.chat_template)
@@ -95,34 +94,26 @@ def run(context: StageContext) -> None:
     id_map = student.shared_ids(teacher=teacher, student=untrained, rows=folders.read_shape(teacher)["vocab_size"])
     if recipe.student.cut is not None:
         student.check_tokens(records, teacher=teacher, student=untrained, id_map=id_map, template=template)
-    examples = data.record_examples(records, id_map=id_map, cache=_cache(context, records, template=template))
-    examples, left_out = data.fitting(examples, longest=shape["max_position_embeddings"])
-    if left_out:
-        context.report.note(f"left out {len(left_out)} records longer than the student's context: {left_out[0]}, …")
+    further = _further_teachers(context, records, untrained=untrained, template=template)
+    cache = _cache(context, records, template=template) if recipe.train.teacher == "cached" else None
+    examples = data.record_examples(records, id_map=id_map, cache=cache)
+    for note in data.oddities(examples, longest=shape["max_position_embeddings"]):
+        context.report.note(note)
+    examples, _ = data.fitting(examples, longest=shape["max_position_embeddings"])
     train, valid = data.split_examples(examples, share=recipe.train.valid_share, seed=recipe.seed)
     context.figures.update(records=len(records), trained_on=len(train), validated_on=len(valid), shape=shape)
     wanted = [("student", recipe.train.kd_weight)]
     if recipe.train.control is not None:
         wanted.append(("control", 0.0))
-    own = {"kd_weight", "divergence", "beta", "temperature", "valid_share", "dtype", "lora", "qat", "control", "gold"}
-    settings = recipe.train.model_dump(exclude=own) | _grid_settings(recipe.train.qat)
-    how = Divergence(recipe.train.divergence, recipe.train.beta, recipe.train.temperature)
     for arm, kd_weight in wanted:
         if not (context.folder / arm / "config.json").is_file():
-            arms.train_arm(
-                untrained=untrained,
-                folder=context.folder,
-                arm=arm,
-                train=train,
-                valid=valid,
-                kd_weight=kd_weight,
-                how=how,
-                lora=recipe.train.lora.model_dump() if recipe.train.lora else None,
-                bf16=uses_bf16(recipe.train.dtype),
-                seed=recipe.seed,
-                report=context.report,
-                **settings,
-            )
+            several = context.launch not in (None, "1")
+            settings = _settings(context, arm=arm, further=further) | {"kd_weight": kd_weight, "untrained": untrained}
+            settings |= {"train": train, "valid": valid, "report": context.report, "folder": context.folder}
+            if several:
+                launch.launch_arm(str(context.launch), **settings)
+            else:
+                arms.train_arm(**settings)
         context.figures[arm] = _arm_figures(context.folder / "metrics.jsonl", arm) | {"kd_weight": kd_weight}
         context.report.note(f"{arm}: {context.figures[arm]}")
     shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
@@ -143,12 +134,45 @@ def _take_tokenizer(context: StageContext) -> None:
     context.figures["source"] = {"ref": f"{recipe.teacher.engine}:{recipe.teacher.model}", "tokenizer": source.ref}
 
 
-def _grid_settings(qat: Qat | None) -> dict[str, Any]:
-    from edgedistill.quant.plan import plan_of
+def _further_teachers(
+    context: StageContext, records: Sequence[TeacherRecord], *, untrained: Path, template: str
+) -> dict[str, float]:
+    """Folder and weight of each further teacher.
 
-    if qat is None:
-        return {}
-    return {"plan": plan_of(qat.grid), "grid_share": qat.share, "round_activations": qat.activations}
+    Raises:
+        InputError: one of them tokenizes a record otherwise than the student.
+    """
+    from edgedistill.runtimes.sources import resolve_model
+    from edgedistill.train import folders, student
+
+    found = {}
+    for further in context.recipe.train.further_teachers:
+        folder = resolve_model(further.model).folder
+        ids = student.shared_ids(teacher=folder, student=untrained, rows=folders.read_shape(folder)["vocab_size"])
+        student.check_tokens(records, teacher=folder, student=untrained, id_map=ids, template=template)
+        found[str(folder)] = further.weight
+    return found
+
+
+def _settings(context: StageContext, *, arm: str, further: dict[str, float]) -> dict[str, Any]:
+    """The arguments of `arms.train_arm` that the recipe gives: JSON values and paths. The control has no teacher."""
+    from edgedistill.runtimes.precision import uses_bf16
+
+    recipe = context.recipe.train
+    own = {
+        "kd_weight", "divergence", "beta", "temperature", "valid_share", "dtype", "control", "gold", "teacher", "match",
+        "on_policy", "further_teachers",
+    }  # fmt: skip
+    settings = recipe.model_dump(mode="json", exclude=own)
+    settings |= {"arm": arm, "seed": context.recipe.seed, "bf16": uses_bf16(recipe.dtype)}
+    settings["how"] = {"kind": recipe.divergence, "beta": recipe.beta, "temperature": recipe.temperature}
+    if recipe.trackers:
+        settings["tracker_folder"] = context.run / "logs" / "trackers"
+    if recipe.teacher == "online" and arm != "control":
+        settings |= {"teacher": context.folder_of("teacher"), "further": further, "on_policy": recipe.on_policy}
+        settings["match"] = None if recipe.match is None else recipe.match.model_dump(mode="json")
+        settings["max_new_tokens"] = context.recipe.task.max_new_tokens
+    return settings
 
 
 def _make_student(

@@ -62,6 +62,7 @@ def run(folder: Path, items: list[Request], *, ask: Callable = teacher, shard_si
         identity=IDENTITY,
         end_ids=(END,),
         top_k=2,
+        cut={},
         batch_size=3,
         shard_size=shard_size,
         progress=lambda done, total, tokens: None,

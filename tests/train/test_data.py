@@ -13,10 +13,13 @@ from edgedistill.runtimes.logit_cache import CacheIdentity, make_row, open_cache
 from edgedistill.train.data import (
     Example,
     collate,
+    collate_rows,
     epoch_batches,
     fitting,
     gold_records,
     micro_batches,
+    oddities,
+    pack,
     record_examples,
     split_examples,
 )
@@ -37,11 +40,32 @@ def test_every_answer_token_is_learnt_at_the_position_before_it():
 
 
 def test_packed_rows_restart_their_positions():
-    batch = collate([example([5, 6, 7, 8, 2], 3), example([9, 4, 2], 1)], packed=True)
-    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 2, 9, 4, 2]]
-    assert batch.position_ids is not None and batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
-    assert batch.index.tolist() == [2, 3, 5, 6]
-    assert batch.targets.tolist() == [8, 2, 4, 2]
+    rows = [[example([5, 6, 7, 8, 2], 3), example([9, 4, 2], 1)], [example([1, 2], 1)]]
+    batch = collate_rows(rows)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 2, 9, 4, 2], [1, 2, 0, 0, 0, 0, 0, 0]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 0, 1, 2, 3, 4, 5]]
+    assert batch.index.tolist() == [2, 3, 5, 6, 8]
+    assert batch.targets.tolist() == [8, 2, 4, 2, 2]
+
+
+def test_rows_are_packed_no_longer_than_the_longest_sequence():
+    examples = random_examples(60, low=4, high=40)
+    longest = max(len(e.ids) for e in examples)
+    rows = pack(examples)
+    assert sorted(e.id for row in rows for e in row) == sorted(e.id for e in examples)
+    lengths = [sum(len(e.ids) for e in row) for row in rows]
+    assert max(lengths) == longest and sum(lengths) > 0.9 * longest * len(rows)
+
+
+def test_packing_is_chosen_where_it_saves_a_tenth():
+    alike = [example([1] * 9 + [2], 4, f"a{i}") for i in range(8)]
+    assert micro_batches(alike, most_tokens=1000) == [[[e] for e in alike]]
+    mixed = [*alike, *(example([1, 2], 1, f"b{i}") for i in range(8))]
+    (rows,) = micro_batches(mixed, most_tokens=1000)
+    assert len(rows) == 10
+    (padded,) = micro_batches(mixed, most_tokens=1000, packing=False)
+    assert all(len(row) == 1 for row in padded)
 
 
 def test_gold_is_rendered_as_it_will_be_asked(tiny_llama):
@@ -69,7 +93,7 @@ def test_teacher_rows_follow_their_text_into_the_smaller_vocabulary(tmp_path):
         one.logits_key: make_row([[12, 13], [2, 10]], np.log([[0.7, 0.2], [0.9, 0.05]])),
         other.logits_key: make_row([[11, 12], [2, 13]], np.log([[0.6, 0.3], [0.8, 0.1]])),
     }
-    write_cache(tmp_path / "c.safetensors", rows, identity=IDENTITY, k=2)
+    write_cache(tmp_path / "c.safetensors", rows, identity=IDENTITY)
     cache = open_cache([tmp_path / "c.safetensors"])
     id_map = np.full(20, -1)
     id_map[[2, 10, 11, 12]] = [0, 1, 2, 3]
@@ -77,7 +101,7 @@ def test_teacher_rows_follow_their_text_into_the_smaller_vocabulary(tmp_path):
     assert a.ids.tolist() == [1, 2, 3, 0] and a.start == 2
     assert a.top_ids.tolist() == [[3, -1], [0, 1]]
     assert b.top_ids.tolist() == [[2, 3], [0, -1]]
-    np.testing.assert_allclose(np.exp(b.top_logprobs), [[0.6, 0.3], [0.8, 0.1]], rtol=1e-6)
+    np.testing.assert_allclose(np.exp(b.top_logprobs), [[0.6, 0.3], [0.8, 0.1]], rtol=0.02)
     batch = collate([a, b, example([1, 2, 0], 1)])
     assert batch.taught.tolist() == [True] * 4 + [False] * 2
     assert batch.teacher_ids.tolist() == [[3, -1], [0, 1], [2, 3], [0, -1], [-1, -1], [-1, -1]]
@@ -100,9 +124,11 @@ def test_order_depends_on_seed_and_epoch_alone_and_covers_everything():
 
 def test_micro_batches_hold_every_example_within_the_bound():
     examples = random_examples(50)
-    parts = micro_batches(examples, most_tokens=40)
-    assert sorted(e.id for part in parts for e in part) == sorted(e.id for e in examples)
-    assert max(len(part) * max(len(e.ids) for e in part) for part in parts) <= 40
+    for packing in (True, False):
+        parts = micro_batches(examples, most_tokens=40, packing=packing)
+        assert sorted(e.id for part in parts for row in part for e in row) == sorted(e.id for e in examples)
+        places = [len(part) * max(sum(len(e.ids) for e in row) for row in part) for part in parts]
+        assert max(places) <= 40
 
 
 def test_split_and_length_limit_are_reported():
@@ -114,3 +140,17 @@ def test_split_and_length_limit_are_reported():
         [example([1] * 9, 3, "long"), example([1, 2], 1, "fits"), example([1, 2], 2, "empty")], longest=8
     )
     assert [e.id for e in kept] == ["fits"] and left_out == ["long", "empty"]
+
+
+def test_odd_records_are_told_by_count_and_name():
+    long = [example([1] * 9, 3, f"long{i}") for i in range(5)]
+    found = oddities(
+        [*long, example([1, 2], 1, "a"), example([1, 2], 2, "none"), example([1, 2], 1, "b"), example([3, 2], 1, "c")],
+        longest=8,
+    )
+    assert found == [
+        "1 of 9 records with nothing to learn, left out: none",
+        "5 of 9 records longer than the student's 8 tokens, left out: long0, long1, long2, …",
+        "1 of 9 records of the same text as another, kept: b as a",
+    ]
+    assert oddities([example([1, 2], 1)], longest=8) == []

@@ -14,7 +14,7 @@ from tiny_training import fresh_accelerator, load, random_examples, teach
 
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError
-from edgedistill.core.recipe import Train
+from edgedistill.core.recipe_train import Train
 from edgedistill.export.gguf import export_gguf_codes
 from edgedistill.export.weights import stored_tensors
 from edgedistill.quant.blocks import decode_blocks, encode_blocks, join_blocks, split_blocks

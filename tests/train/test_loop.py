@@ -20,9 +20,11 @@ from tiny_training import fresh_accelerator, load, random_examples, teach
 
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.runfolder import SilentReporter
-from edgedistill.train.data import Example, collate
-from edgedistill.train.loop import learning_rate, step_losses, train_model
+from edgedistill.quant.plan import plan_of
+from edgedistill.train.data import Example, collate, collate_rows, pack
+from edgedistill.train.loop import learning_rate, train_model
 from edgedistill.train.lora import add_lora, factors, merge_lora
+from edgedistill.train.step import step_losses
 
 pytestmark = pytest.mark.usefixtures(fresh_accelerator.__name__)
 
@@ -35,6 +37,14 @@ def teacher_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def examples(teacher_folder) -> list[Example]:
     return teach(load(teacher_folder), random_examples(24))
+
+
+class Notes(SilentReporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
 
 
 def settings(folder: Path, **changes):
@@ -51,13 +61,15 @@ def gradient(model, batches: list[list[Example]], *, packed: bool = False) -> to
     model.zero_grad()
     count = sum(e.supervised for batch in batches for e in batch)
     for batch in batches:
-        losses = step_losses(model, collate(batch, pad_id=3, packed=packed), kd_weight=0.5)
+        rows = pack(batch, width=40) if packed else [[e] for e in batch]
+        assert not packed or len(rows) < len(batch)
+        losses = step_losses(model, collate_rows(rows, pad_id=3), kd_weight=0.5)
         (losses.total / count).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_gradient_is_invariant_to_split_padding_and_packing(tiny_llama, examples, attention):
+def test_gradient_invariance_to_split_padding_and_packing(tiny_llama, examples, attention):
     model = load(tiny_llama)
     model.set_attn_implementation(attention)
     eight = examples[:8]
@@ -71,6 +83,35 @@ def test_gradient_is_invariant_to_split_padding_and_packing(tiny_llama, examples
     }
     for name, other in splits.items():
         assert (other - whole).norm() / whole.norm() < 1e-5, name
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_packed_sequence_sees_nothing_of_its_neighbours(tiny_llama, examples, attention):
+    model = load(tiny_llama)
+    model.set_attn_implementation(attention)
+    first, other, last = examples[0], examples[1], examples[2]
+    hidden = []
+    for between in (other, Example("else", np.full_like(other.ids, 77), other.start)):
+        batch = collate_rows([[first, between, last]])
+        alone = {"input_ids": batch.input_ids, "use_cache": False}  # a cache would have the restarts overlooked
+        with torch.no_grad():
+            states = model.model(position_ids=batch.position_ids, **alone).last_hidden_state[0]
+        hidden.append(torch.cat((states[: len(first.ids)], states[-len(last.ids) :])))
+    assert torch.equal(*hidden)
+    with torch.no_grad():  # without the restarts the last one sees them
+        whole = model.model(**alone).last_hidden_state[0]
+    assert not torch.allclose(whole[-1], hidden[0][-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("packing", [False, True, "auto"])
+def test_trained_weights_invariance_to_packing_and_micro_batches(tiny_llama, tmp_path, examples, packing):
+    found = []
+    for name, how in (("padded", {"packing": False}), ("other", {"packing": packing, "micro_batch_tokens": 24})):
+        model = load(tiny_llama)
+        train_model(model, train=examples, **settings(tmp_path / name, lr=1e-3, batch_size=8, **how))
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    moved = found[0] - torch.cat([p.detach().flatten() for p in load(tiny_llama).parameters()])
+    assert moved.norm() > 0 and (found[0] - found[1]).norm() / moved.norm() < 1e-4
 
 
 def test_a_model_that_caps_its_logits_is_trained_on_the_capped(examples):
@@ -119,13 +160,17 @@ def test_student_learns_and_ends_at_its_best_validation(tiny_llama, tmp_path, ex
     assert float(total) / sum(e.supervised for e in examples[:6]) == pytest.approx(result.best_loss, rel=1e-4)
 
 
-def test_stops_early_when_validation_turns(tiny_llama, tmp_path):
-    train, valid = random_examples(12, seed=1), random_examples(12, seed=2)
-    result = train_model(
-        load(tiny_llama), train=train, **settings(tmp_path, valid=valid, epochs=40, lr=3e-2, patience=2)
-    )
+def test_stops_early_when_validation_turns_and_says_so(tiny_llama, tmp_path):
+    train, valid, report = random_examples(12, seed=1), random_examples(12, seed=2), Notes()
+    changes = {"valid": valid, "epochs": 40, "lr": 3e-2, "patience": 2, "report": report}
+    result = train_model(load(tiny_llama), train=train, **settings(tmp_path, **changes))
     assert result.steps < result.planned_steps
     assert result.steps - result.best_step == 2 * 3  # two evaluations, one in each epoch of three steps
+    (said,) = report.notes
+    assert said.startswith(
+        f"student: the held-out loss turned: {result.best_loss:.4f} at step {result.best_step} and no"
+    )
+    assert f"kept the weights of step {result.best_step} (lower train.lr" in said
 
 
 class Stop:
@@ -141,17 +186,36 @@ class Stop:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_interrupted_run_ends_bit_for_bit_alike(tiny_llama, tmp_path, examples, bf16):
-    kwargs = {"train": examples, "valid": examples[:4], "bf16": bf16}
-    whole, parts = load(tiny_llama), load(tiny_llama)
+WAYS = {
+    "padded": {"packing": False},
+    "bf16": {"bf16": True},
+    "packed": {"packing": True, "micro_batch_tokens": 30},
+    "qat": {"plan": plan_of("q4_0"), "grid_share": 0.5},
+    "lora": {"packing": True},
+    "frozen": {},
+}
+
+
+def prepared(folder: Path, way: str):
+    model = load(folder)
+    if way == "lora":
+        return add_lora(model, rank=4, alpha=8, seed=0)
+    if way == "frozen":
+        model.get_input_embeddings().weight.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_resume_of_an_interrupted_run_ends_bit_for_bit_alike(tiny_llama, tmp_path, examples, way):
+    kwargs = {"train": examples, "valid": examples[:4], **WAYS[way]}
+    whole = prepared(tiny_llama, way)
     train_model(whole, **settings(tmp_path / "a", **kwargs))
     for at in (1, 5, 6, 7):
-        parts = load(tiny_llama)
+        parts = prepared(tiny_llama, way)
         torch.rand(at)  # another random state than the first run's
         with pytest.raises(KeyboardInterrupt):
             train_model(parts, **settings(tmp_path / "b", **kwargs, report=Stop(at)))
-    parts = load(tiny_llama)
+    parts = prepared(tiny_llama, way)
     train_model(parts, **settings(tmp_path / "b", **kwargs))
     for (name, p), q in zip(whole.named_parameters(), parts.parameters(), strict=True):
         assert torch.equal(p, q), name
@@ -163,7 +227,7 @@ def test_interrupted_run_ends_bit_for_bit_alike(tiny_llama, tmp_path, examples, 
     assert rows[0] == rows[1]
 
 
-def test_killed_run_goes_on_from_an_older_checkpoint_to_the_same_end(tiny_llama, tmp_path, examples):
+def test_resume_of_a_killed_run_goes_on_from_an_older_checkpoint_to_the_same_end(tiny_llama, tmp_path, examples):
     """Nothing is saved at the kill, but a checkpoint lies some steps back, older than the best weights on disk."""
 
     class Kill(Stop):
@@ -201,6 +265,49 @@ def test_checkpoint_of_another_model_is_refused(tiny_llama, teacher_folder, tmp_
         train_model(load(teacher_folder), train=examples, **settings(tmp_path))
 
 
+def scarce(model, *, most: int) -> None:
+    """Let `model` find no memory for a batch of more than `most` places, as torch says it."""
+    forward = model.forward
+
+    def limited(input_ids, **kwargs):
+        if input_ids.numel() > most:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        return forward(input_ids=input_ids, **kwargs)
+
+    model.forward = limited
+
+
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(tiny_llama, tmp_path, examples):
+    whole, short = load(tiny_llama), load(tiny_llama)
+    train_model(whole, train=examples, **settings(tmp_path / "a", batch_size=8))
+    scarce(short, most=40)
+    report = Notes()
+    with pytest.raises(KeyboardInterrupt):
+        train_model(short, train=examples, **settings(tmp_path / "b", batch_size=8, report=Stop(2)))
+    again = load(tiny_llama)
+    scarce(again, most=40)
+    train_model(again, train=examples, **settings(tmp_path / "b", batch_size=8, report=report))
+    assert report.notes == []  # what fitted was kept with the checkpoint
+    fresh = load(tiny_llama)
+    scarce(fresh, most=40)
+    train_model(fresh, train=examples, **settings(tmp_path / "c", batch_size=8, report=report))
+    assert "going on with train.micro_batch_tokens = " in report.notes[-1]
+    assert int(report.notes[-1].rpartition(" ")[2]) <= 40
+    moved = torch.cat(
+        [(p - q).flatten() for p, q in zip(whole.parameters(), load(tiny_llama).parameters(), strict=True)]
+    )
+    for other in (again, fresh):
+        apart = torch.cat([(p - q).flatten() for p, q in zip(whole.parameters(), other.parameters(), strict=True)])
+        assert apart.norm() / moved.norm() < 1e-3
+
+
+def test_one_sequence_that_does_not_fit_is_said(tiny_llama, tmp_path, examples):
+    model = load(tiny_llama)
+    scarce(model, most=3)
+    with pytest.raises(StageError, match=r"memory ran out in a micro-batch of one sequence of \d+ tokens; leave the"):
+        train_model(model, train=examples, **settings(tmp_path))
+
+
 def test_infinite_loss_stops_with_the_batch_saved(tiny_llama, tmp_path, examples):
     model = load(tiny_llama)
     with torch.no_grad():
@@ -220,36 +327,54 @@ TWO_PROCESSES = """
 import sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
-from safetensors.torch import load_file, save_file
-from accelerate import PartialState
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
 from test_loop import settings
-from safetensors.torch import load_file
 from tiny_training import load, random_examples, teach
 from edgedistill.train.loop import train_model
+from edgedistill.train.step import Step
 folder = Path({folder!r})
-model = load(Path({student!r}))
 examples = teach(load(Path({teacher!r})), random_examples(25))
+accelerator = Accelerator()
+found = {{}}
+for name, how in {splits!r}.items():
+    model = load(Path({student!r}))
+    head = model.get_output_embeddings()
+    ready = accelerator.prepare(model)
+    Step(ready, head, accelerator.device, 0.5, **how).backward(examples[:9], accelerator=accelerator)
+    found["gradient " + name] = torch.cat([p.grad.flatten() for p in model.parameters()])
+model = load(Path({student!r}))
 train_model(model, train=examples, **settings(folder, valid=examples[:5]))
-if PartialState().is_main_process:
-    save_file(dict(model.named_parameters()), folder / f"{{PartialState().num_processes}}.safetensors")
+if accelerator.is_main_process:
+    save_file(found | dict(model.named_parameters()), folder / f"{{accelerator.num_processes}}.safetensors")
 """
+SPLITS = {
+    "padded": {"packing": False},
+    "packed": {"packing": True},
+    "in parts": {"packing": False, "most_tokens": 20},
+    "packed in parts": {"packing": True, "most_tokens": 30},
+}
 
 
 def test_two_processes_end_where_one_does(tiny_llama, teacher_folder, tmp_path):
-    """Batches of 4, 25 examples: the last batch of an epoch has nothing for the second process."""
+    """Nine examples are no even share; of 25 in batches of 4 the last batch has nothing for the second process."""
     script = tmp_path / "two.py"
     paths = [str(p) for p in (Path(__file__).parent, Path(__file__).parents[1])]
-    places = {"folder": str(tmp_path), "student": str(tiny_llama), "teacher": str(teacher_folder)}
+    places = {"folder": str(tmp_path), "student": str(tiny_llama), "teacher": str(teacher_folder), "splits": SPLITS}
     script.write_text(TWO_PROCESSES.format(paths=paths, **places))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
         subprocess.run([sys.executable, *launch, str(script)], env=environment, check=True, capture_output=True)
         shutil.rmtree(tmp_path / "checkpoints")
     one, two = (load_file(tmp_path / f"{n}.safetensors") for n in (1, 2))
-    before = load(tiny_llama).state_dict()
-    for name, tensor in one.items():
-        moved = (tensor - before[name]).norm()
-        assert moved > 0 and (tensor - two[name]).norm() / moved < 1e-4, name
+    whole = one["gradient padded"]
+    for name in SPLITS:
+        for found in (one, two):
+            assert (found[f"gradient {name}"] - whole).norm() / whole.norm() < 1e-5, name
+    for name, before in load(tiny_llama).named_parameters():
+        moved = (one[name] - before.detach()).norm()
+        assert moved > 0 and (one[name] - two[name]).norm() / moved < 1e-4, name
 
 
 def test_learning_rate_warms_up_and_falls_to_almost_nothing():

@@ -100,7 +100,7 @@ def label(ctx: StageContext) -> None:
                 prompt_ids=tuple(ids), answer_ids=tuple(answer), logits_key=key,
             )
         )  # fmt: skip
-    write_cache(synth / "logits-00000.safetensors", rows, identity=identity, k=4)
+    write_cache(synth / "logits-00000.safetensors", rows, identity=identity)
     write_jsonl(synth / "records-00000.jsonl", [r.model_dump(mode="json") for r in records])
 
 
@@ -343,3 +343,41 @@ def test_records_without_distributions_are_learnt_from_their_text(tmp_path, deep
     run(ctx)
     weights = [load(ctx.folder / arm).model.embed_tokens.weight.detach().numpy() for arm in ("student", "control")]
     assert np.array_equal(*weights)
+
+
+def test_an_online_teacher_and_a_further_one_leave_a_student_and_its_control(tmp_path, deep):
+    other = save_tiny_llama(tmp_path / "other", layers=1, seed=9)
+    train = {
+        "lr": 3e-3, "epochs": 2, "batch_size": 4, "valid_share": 0.2, "dtype": "fp32", "control": {},
+        "teacher": "online", "on_policy": 0.5, "match": {}, "further_teachers": [{"model": str(other), "weight": 0.2}],
+    }  # fmt: skip
+    ctx = trained(tmp_path / "run", deep, train=train)
+    rows = read_jsonl(ctx.folder / "metrics.jsonl")
+    steps = {arm: [row for row in rows if row["arm"] == arm and "loss" in row] for arm in ("student", "control")}
+    assert all(row["kl"] > 0 and row["match"] > 0 for row in steps["student"])
+    assert {row["sampled"] for row in steps["student"]} == {0, 1}
+    assert all(row["kl"] == 0 and "match" not in row and "sampled" not in row for row in steps["control"])
+    assert not any("matching" in name for name in load(ctx.folder / "student").state_dict())
+
+
+def test_what_needs_the_teacher_itself_is_refused_with_what_is_kept_of_it(tmp_path, deep):
+    for name, value in (("on_policy", 0.5), ("match", {}), ("further_teachers", [{"model": "m", "weight": 0.5}])):
+        with pytest.raises(ValueError, match=rf'expected teacher = "online" with .*{name}'):
+            context(tmp_path, "train", deep, train={name: value})
+    heavy = [{"model": "m", "weight": 0.5}, {"model": "n", "weight": 0.6}]
+    with pytest.raises(ValueError, match=r"together less than 1, the teacher has the rest; found 1\.1"):
+        context(tmp_path, "train", deep, train={"teacher": "online", "further_teachers": heavy})
+
+
+def test_odd_records_are_told(tmp_path, deep):
+    run_teacher(context(tmp_path, "teacher", deep))
+    ctx = context(tmp_path, "synth", deep)
+    label(ctx)
+    path = ctx.folder / "records-00000.jsonl"
+    rows = read_jsonl(path)
+    long = {**rows[1], "id": "long", "answer_ids": rows[1]["answer_ids"] * 60, "logits_key": None}
+    write_jsonl(path, [*rows, {**rows[0], "id": "again"}, long])
+    ctx = context(tmp_path, "train", deep, student={"cut": {"layers": (0, 2)}})
+    run(ctx)
+    assert "1 of 14 records longer than the student's 512 tokens, left out: long" in ctx.report.notes
+    assert "1 of 14 records of the same text as another, kept: again as r-p0" in ctx.report.notes

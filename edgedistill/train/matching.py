@@ -1,0 +1,97 @@
+"""What a student learns of its teacher's inside: hidden states of paired layers, and where they attend.
+
+Hidden states through a learned projection (Romero et al. 2015, arXiv:1412.6550), as a relative error, so that layers of
+large activations do not outweigh the others; attention as the divergence of the maps' means over heads, which leaves
+their numbers free (after Wang et al. 2020, arXiv:2002.10957).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgedistill.core.errors import InputError
+from edgedistill.train.online import Seen
+
+LEAST = 1e-9  # below every attention weight that matters
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Weights of the two terms beside the other losses, and the pairs (student's layer, teacher's layer), from 0."""
+
+    hidden: float
+    attention: float
+    layers: tuple[tuple[int, int], ...]
+
+    def wanted(self) -> dict[str, bool]:
+        return {"output_hidden_states": self.hidden > 0, "output_attentions": self.attention > 0}
+
+
+def pair_layers(pairs: Sequence[Sequence[int]] | None, *, student: int, teacher: int) -> tuple[tuple[int, int], ...]:
+    """`pairs` as they are; without any, each layer of the student with the end of its even share of the teacher's.
+
+    Raises:
+        InputError: a pair names a layer that is not there.
+    """
+    if not pairs:
+        return tuple((i, (i + 1) * teacher // student - 1) for i in range(student))
+    for ours, theirs in pairs:
+        if not (0 <= ours < student and 0 <= theirs < teacher):
+            raise InputError(
+                f"expected train.match.layers of a student's layer below {student} and a teacher's below {teacher}, "
+                f"found [{ours}, {theirs}]"
+            )
+    return tuple((ours, theirs) for ours, theirs in pairs)
+
+
+def add_projections(model: Any, *, how: Matching, widths: tuple[int, int], seed: int) -> None:
+    """Give `model` a trainable matrix for each pair, from its width to its teacher's: `model.matching`.
+
+    Equal widths begin with the identity, others with orthogonal rows. They are the model's parameters, so that every
+    process and checkpoint has them; `drop_projections` ends them.
+    """
+    if not how.hidden:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    ours, theirs = widths
+    first = torch.eye(ours) if ours == theirs else nn.init.orthogonal_(torch.empty(theirs, ours), generator=generator)
+    model.matching = nn.ParameterList([nn.Parameter(first.clone()) for _ in how.layers])
+
+
+def drop_projections(model: Any) -> None:
+    if "matching" in model._modules:
+        del model.matching
+
+
+def matching_loss(out: Any, seen: Seen, *, index: Tensor, how: Matching, projections: Any) -> Tensor:
+    """Both terms, means over pairs, summed over the positions `index` `[n]` of the flattened batch."""
+    total = torch.zeros((), device=index.device)
+    for place, (ours, theirs) in enumerate(how.layers):
+        if how.hidden and seen.hidden_states is not None:
+            x, y = (
+                states[layer + 1].flatten(0, 1).index_select(0, index).float()
+                for states, layer in ((out.hidden_states, ours), (seen.hidden_states, theirs))
+            )
+            total = total + how.hidden * relative_error(x @ projections.matching[place].T, y).sum()
+        if how.attention and seen.attentions is not None:
+            p, q = (
+                maps[layer].float().mean(1).flatten(0, 1).index_select(0, index)
+                for maps, layer in ((seen.attentions, theirs), (out.attentions, ours))
+            )
+            total = total + how.attention * attention_divergence(p, q).sum()
+    return total / len(how.layers)
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """`‖found - wanted‖² / ‖wanted‖²` of each row, `[rows, width]` to `[rows]`."""
+    return (found - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(LEAST)
+
+
+def attention_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL of the student's attention `q` from the teacher's `p`, `[rows, places]` to `[rows]`, in nats."""
+    return (torch.xlogy(p, p) - p * q.clamp_min(LEAST).log()).sum(-1)
