@@ -54,7 +54,7 @@ STUDENT = {"layers": 8, "vocab": 8192, "sequences": 16, "length": 64}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()

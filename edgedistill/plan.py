@@ -25,6 +25,7 @@ from edgedistill.stage_process import run_in_process
 
 LOCK_FILE = "recipe.lock.json"
 SOURCE_FILE = "recipe.source.json"
+LABELLED = ("data/gold.jsonl", "data/prompts.jsonl", "teacher")
 Parameters = Callable[[Recipe], dict[str, Any]]
 
 
@@ -72,7 +73,10 @@ def _data(recipe: Recipe) -> dict[str, Any]:
 
 
 def _teacher(recipe: Recipe) -> dict[str, Any]:
-    teacher = recipe.teacher.model_dump(mode="json", exclude={"engine"}) | {"model": _model(recipe.teacher.model)}
+    if recipe.teacher.is_api:  # its folder holds the student's tokenizer
+        student, api = _model(str(recipe.student.model)), recipe.teacher.identity()
+        return {"api": api, "student": student, "task": _task(recipe, "chat_template")}
+    teacher = recipe.teacher.model_dump(mode="json", include={"adapt"}) | {"model": _model(recipe.teacher.model)}
     if recipe.teacher.adapt is None:
         return {"teacher": teacher, "task": _task(recipe, "chat_template")}
     task = _task(recipe, "kind", "labels", "answer", "chat_template", "max_new_tokens")
@@ -83,6 +87,9 @@ def _teacher(recipe: Recipe) -> dict[str, Any]:
 def _synth(recipe: Recipe) -> dict[str, Any]:
     synth = recipe.synth.model_dump(mode="json")
     task = recipe.task.model_dump(mode="json", exclude={"system"})
+    if recipe.teacher.is_api:
+        synth = {name: synth[name] for name in ("label_gold", "shard_size")}
+        return {"synth": synth, "api": recipe.teacher.answering(), "task": task}
     return {"synth": synth, "engine": recipe.teacher.engine, "dtype": recipe.train.dtype, "task": task}
 
 
@@ -147,23 +154,11 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("data", 5, "edgedistill.synth.stage:run_data", _data),
         Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
-        Stage(
-            "synth",
-            4,
-            "edgedistill.synth.stage:run_synth",
-            _synth,
-            ("data/gold.jsonl", "data/prompts.jsonl", "teacher"),
-        ),
+        Stage("synth", 4, "edgedistill.synth.stage:run_synth", _synth, LABELLED),
         Stage("train", 5, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
         Stage("export", 2, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train")),
         Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
-        Stage(
-            "bench",
-            3,
-            "edgedistill.bench.stage:run",
-            _bench,
-            ("data/gold.jsonl", "data/prompts.jsonl", "teacher", "export"),
-        ),
+        Stage("bench", 3, "edgedistill.bench.stage:run", _bench, (*LABELLED, "export")),
         Stage(
             "gate",
             3,

@@ -35,9 +35,13 @@ class Collected(SilentReporter):
         self.parts.append((done, total, unit))
 
 
+# The stage's process finds the fake stages, and the package that these tests belong to.
+PATHS = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
+
+
 @pytest.fixture(autouse=True)
 def fakes_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", PATHS)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, **bodies: str) -> None:
@@ -57,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> plan.Run:
     """A quickstart run whose every stage was done by a fake body."""
     run = plan.Run(quickstart(), tmp_path_factory.mktemp("runs") / "quickstart")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", PATHS)
         use(patch)
         steps = plan.execute(run, SilentReporter())
     assert [step.state for step in steps] == ["ran"] * 8

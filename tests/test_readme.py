@@ -71,6 +71,8 @@ def inline(value: object) -> str:
     """A value as inline TOML."""
     if isinstance(value, dict):
         return f"{{{', '.join(f'{name} = {inline(inner)}' for name, inner in value.items())}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, list):
         return f"[{', '.join(map(inline, value))}]"
     return str(value) if isinstance(value, datetime.date) else repr(value)
@@ -78,7 +80,7 @@ def inline(value: object) -> str:
 
 def test_the_recipe_fragments_are_valid() -> None:
     fragments = [block for kind, block in BLOCKS if kind == "toml"]
-    assert len(fragments) == 7
+    assert len(fragments) == 8
     for fragment in fragments:
         for table, values in tomllib.loads(fragment).items():
             if table == "budget":
@@ -93,6 +95,9 @@ def test_the_recipe_fragments_are_valid() -> None:
     shown = tomllib.loads(fragments[0])
     assert phi.teacher.model == shown["teacher"]["model"] and phi.student.model == shown["student"]["model"]
     assert phi.train.lora and phi.train.lora.rank == shown["train"]["lora"]["rank"]
+    api = next(tomllib.loads(fragment)["teacher"] for fragment in fragments if "key_env" in fragment)
+    phi = load_recipe(shipped_recipes()["phi4-mini"], (f"teacher={inline(api)}", "budget={}"))
+    assert phi.teacher.is_api and phi.teacher.price and phi.teacher.terms and phi.teacher.limits.money
     cut = load_recipe(shipped_recipes()["quickstart"]).student.cut
     assert cut and cut.model_dump(mode="json", exclude_defaults=True) == tomllib.loads(fragments[1])["student"]["cut"]
 

@@ -35,6 +35,7 @@ from edgedistill.core.metric import Metric
 from edgedistill.core.records import Prompt
 from edgedistill.core.runfolder import VOLATILE, StageContext, read_manifest
 from edgedistill.core.target import Target, load_target
+from edgedistill.core.teacher import is_behind_api
 
 ENGINES = {"gguf": "llamacpp", "onnx": "onnxruntime-genai"}
 # A teacher, quantized or not, answers too slowly to be asked as often as an artifact.
@@ -150,7 +151,9 @@ def _subjects(context: StageContext) -> list[Subject]:
         raise StageError(f"expected the teacher as its stage left it; {damage}; run the stage teacher again")
     prompts = _prompts(context)
     digest = content_digest(manifest.files, volatile=VOLATILE)
-    subjects = [_subject(context, "teacher", "torch", teacher, teacher, digest, prompts)]
+    subjects = []
+    if not is_behind_api(teacher):
+        subjects.append(_subject(context, "teacher", "torch", teacher, teacher, digest, prompts))
     export = context.recipe.export
     found = {path.parent.name: path.parent for path in context.folder_of("export").glob("*/artifact.json")}
     known = {name: i for i, name in enumerate(export.variants)}
@@ -159,7 +162,7 @@ def _subjects(context: StageContext) -> list[Subject]:
         path = found[name] / artifact.entry if artifact.format == "gguf" else found[name]
         digest = content_digest(artifact.files)
         subjects.append(_subject(context, name, ENGINES[artifact.format], path, found[name], digest, prompts))
-    if len(subjects) == 1:
+    if not found:
         raise StageError(f"expected artifacts in {context.folder_of('export')}, found none; run the stage export first")
     return subjects
 

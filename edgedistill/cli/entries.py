@@ -8,6 +8,7 @@ from typing import Any
 
 from edgedistill.core.measurement import Measurement
 from edgedistill.core.runfolder import Reporter
+from edgedistill.plan import Run
 
 
 def project(target: str, **of_model: Any) -> dict[str, Any]:
@@ -17,6 +18,11 @@ def project(target: str, **of_model: Any) -> dict[str, Any]:
         InputError: the target, engine or quant has no anchor to project from.
     """
     return _entry("edgedistill.bench.target_projection:project_target")(target, **of_model)
+
+
+def estimate(run: Run) -> dict[str, Any]:
+    """What phase 1 would ask, use and cost; see `synth.stage`."""
+    return _entry("edgedistill.synth.stage:estimate")(run.folder, run.recipe)
 
 
 def sample_records(folder: Path, count: int) -> list[dict[str, Any]]:

@@ -65,6 +65,23 @@ def follow(
     return _conclude(run)
 
 
+def looked_at(reference: str, overrides: tuple[str, ...], *, runs_dir: Path, count: int) -> tuple[Any, str]:
+    """`count` of the teacher's answers, or for 0 what they would take, as JSON values and as text."""
+    if count:
+        rows = sample_of(reference, overrides, runs_dir=runs_dir, count=count)
+        return rows, show.sample_text(rows)
+    found = estimate_of(reference, overrides, runs_dir=runs_dir)
+    return found, show.estimate_text(found)
+
+
+def estimate_of(reference: str, overrides: tuple[str, ...], *, runs_dir: Path) -> dict[str, Any]:
+    """What the teacher's answers would take: the prompts are made, as they must be, and nothing is asked."""
+    run = plan.resolve(reference, overrides, runs_dir=runs_dir)
+    with reporter() as report:
+        plan.execute(run, report, until="data")
+    return entries.estimate(run)
+
+
 def sample_of(reference: str, overrides: tuple[str, ...], *, runs_dir: Path, count: int) -> list[dict[str, Any]]:
     """`count` of the teacher's answers, made first if they are not there."""
     run = plan.resolve(reference, overrides, runs_dir=runs_dir)

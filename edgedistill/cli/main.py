@@ -53,6 +53,9 @@ Set = Annotated[
 RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where runs are kept.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Hash every file of finished stages again.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Make the prompts; tell requests, tokens, cost and time; ask nothing.")
+]
 Sample = Annotated[int, typer.Option("--sample", metavar="N", min=0, help="Print N of the teacher's answers.")]
 TargetId = Annotated[str, typer.Argument(metavar="ID", help="A target's id or TOML file.")]
 ModelBytes = Annotated[float, typer.Option(metavar="N", help="Bytes of weights read per token: the file, tables out.")]
@@ -148,14 +151,13 @@ def run(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, v
 
 @app.command()
 def synth(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, verify: Verify = False,
-          sample: Sample = 0, as_json: Json = False) -> None:  # fmt: skip
+          sample: Sample = 0, dry_run: DryRun = False, as_json: Json = False) -> None:  # fmt: skip
     """Run phase 1: data, teacher, the teacher's answers."""
-    from edgedistill.cli import show
-    from edgedistill.cli.follow import follow, sample_of
+    from edgedistill.cli.follow import follow, looked_at
 
-    if sample:
-        found = sample_of(reference, tuple(overrides or ()), runs_dir=runs_dir, count=sample)
-        _print(found if as_json else show.sample_text(found), as_json=as_json)
+    if sample or dry_run:
+        data, text = looked_at(reference, tuple(overrides or ()), runs_dir=runs_dir, count=0 if dry_run else sample)
+        _print(data if as_json else text, as_json=as_json)
         raise typer.Exit
     raise typer.Exit(follow(reference, tuple(overrides or ()), runs_dir=runs_dir, verify=verify, until="synth"))
 

@@ -54,6 +54,27 @@ def steps_table(steps: Sequence[Step]) -> str:
     return table(("stage", "state", "took", "why"), rows)
 
 
+def estimate_text(found: dict[str, Any]) -> str:
+    """What a dry run found: a line each for requests, tokens, cost and time, likely and at most."""
+    most, spent, money = found["at_most"], found["spent"], found["currency"] or ""
+
+    def cost(amount: float | None) -> str:
+        return "unknown: no [teacher.price]" if amount is None else f"{amount:,.2f} {money}".strip()
+
+    limits = [f"{value:,.10g} {money if name == 'money' else name}" for name, value in found["limits"].items() if value]
+    rows = [
+        ("teacher", found["teacher"], ""),
+        ("requests", f"{found['requests']:,}", f"{found['answered']:,} of {found['prompts']:,} prompts are answered"),
+        ("input tokens", f"{found['input_tokens']:,}", f"at most {most['input_tokens']:,}"),
+        ("output tokens", f"{found['output_tokens']:,}", f"at most {most['output_tokens']:,}"),
+        ("cost", cost(found["cost"]), f"at most {cost(most['cost'])}; spent so far {cost(spent['cost'])}"),
+        ("time", "unknown" if found["seconds"] is None else duration(found["seconds"]), ""),
+        ("limits", ", ".join(limits) or "none", ""),
+        ("estimated from", found["from"], ""),
+    ]
+    return "\n\n".join((table(("", "likely", ""), rows), *map(estimate_text, found.get("further", ()))))
+
+
 def sample_text(rows: Sequence[dict[str, Any]]) -> str:
     """Records as dialogues, with a line between them."""
     return f"\n{RULE}\n".join(

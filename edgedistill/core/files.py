@@ -135,9 +135,13 @@ def read_jsonl(path: Path) -> list[Any]:
     Raises:
         InputError: the file is absent or a line is damaged; the message names the line.
     """
+    return list(iter_jsonl(path))
+
+
+def iter_jsonl(path: Path) -> Iterator[Any]:
+    """The objects of a JSONL file one by one, for files that memory should not hold; raises as `read_jsonl` does."""
     if not path.is_file():
         raise InputError(f"expected a JSONL file at {path}, found nothing there")
-    rows = []
     with path.open("rb") as f:
         for number, line in enumerate(f, start=1):
             if not line.strip():
@@ -151,8 +155,7 @@ def read_jsonl(path: Path) -> list[Any]:
                 ) from None
             if not isinstance(row, dict):
                 raise InputError(f"{path} line {number}: expected a JSON object, found {type(row).__name__}")
-            rows.append(row)
-    return rows
+            yield row
 
 
 def inside(folder: Path, relative: str) -> Path:

@@ -13,9 +13,10 @@ from edgedistill.core.corpus import HUB, SPLITS, Data
 from edgedistill.core.errors import InputError
 from edgedistill.core.measurement import Workload
 from edgedistill.core.metric import parse_quantity
-from edgedistill.core.model import Noun, Positive, Share
+from edgedistill.core.model import Noun, Positive
 from edgedistill.core.recipe_train import Train
 from edgedistill.core.task import Task
+from edgedistill.core.teacher import API_ENGINES, Teacher
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 VARIANTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
@@ -23,30 +24,6 @@ Variant = Literal[
     "gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4",
     "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "gguf-q3_k_m", "gguf-iq4_xs", "gguf-iq4_nl", "gguf-iq3_m",
 ]  # fmt: skip
-
-
-class Adapt(Noun):
-    """LoRA adaptation of the teacher to the gold split, and the exact match on `valid` it must reach.
-
-    Layers before `first_layer` stay as they are, which saves their part of the backward pass.
-    """
-
-    rank: Positive = 16
-    alpha: Positive = 32
-    first_layer: Annotated[int, Field(ge=0)] = 0
-    lr: float = 1e-3
-    epochs: float = 2.0
-    batch_size: Positive = 16
-    warmup_ratio: Share = 0.05
-    min_exact_match: Share = 0.95
-
-
-class Teacher(Noun):
-    """The model that answers. `model`: Hub id, local folder, local GGUF, or `pypi:PACKAGE==VERSION`."""
-
-    model: str
-    engine: Literal["hf", "llamacpp"] = "hf"
-    adapt: Adapt | None = None
 
 
 class Synth(Noun):
@@ -60,7 +37,7 @@ class Synth(Noun):
     shard_size: Positive = 512
     top_k: Annotated[int, Field(ge=1, le=255)] = 64
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.999
-    least_probability: Annotated[float, Field(ge=0, lt=1)] = 2e-3
+    least_probability: Annotated[float, Field(ge=0, lt=1)] = 2.5e-3
 
 
 class Cut(Noun):
@@ -115,6 +92,8 @@ class Student(Noun):
 class Export(Noun):
     """Variants to build; `release` are those that ship and that budgets apply to; the teacher merely quantized.
 
+    A teacher behind an API has no variants.
+
     `calibrate` chooses the student's codes with error feedback from its records, both formats' alike.
     """
 
@@ -162,11 +141,13 @@ class Gate(Noun):
     """How budgets are judged: confidence, the most further blocks `gate --settle` may measure, the stored baseline.
 
     With `settle_blocks` each look at the measurements is stricter, so that all looks together err no more often.
+    `require_terms` lets no answer of an API train a model unless `[teacher.terms]` say that it may.
     """
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     settle_blocks: Annotated[int, Field(ge=0)] = 0
     baseline: str | None = None
+    require_terms: bool = False
 
 
 class Recipe(Noun):
@@ -205,6 +186,36 @@ class Recipe(Noun):
             raise ValueError(
                 "expected either export.calibrate or [train.qat]: export writes the codes that training ended on"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _an_api_teacher_leaves_only_text(self) -> Recipe:
+        if not self.teacher.is_api:
+            return self
+        if self.student.model is None:
+            raise ValueError(
+                f'expected student.model with teacher.engine = "{self.teacher.engine}", found [student.cut], which '
+                "needs the teacher's weights"
+            )
+        doubtful = [t.terms for t in self.teacher.all if t.terms is None or t.terms.training_allowed is not True]
+        if self.gate.require_terms and doubtful:
+            found = "no [teacher.terms]" if doubtful[0] is None else f"{doubtful[0].training_allowed!r}"
+            raise ValueError(
+                f"expected teacher.terms.training_allowed = true, because gate.require_terms is, found {found}; ask "
+                "the provider, or take another teacher"
+            )
+        if self.train.teacher == "online":
+            raise ValueError(
+                f'expected train.teacher = "cached" with teacher.engine = "{self.teacher.engine}", found "online", '
+                "which needs the teacher's weights"
+            )
+        for identity, budget in self.budget.items():
+            relative = budget.max_ratio is not None or budget.min_ratio is not None
+            if relative and (budget.against == "teacher" or budget.against.startswith("teacher-")):
+                raise ValueError(
+                    f"budget.{identity}.against: expected a model that is measured here, found {budget.against!r}, "
+                    "which answers through an API; name another, such as 'untrained'"
+                )
         return self
 
     @model_validator(mode="after")
@@ -286,7 +297,9 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     train = data.get("train")
     further = train.get("further_teachers") if isinstance(train, dict) else None
     for section in (data.get("teacher"), data.get("student"), *(further if isinstance(further, list) else ())):
-        if isinstance(section, dict) and isinstance(section.get("model"), str):
+        if not isinstance(section, dict) or section.get("engine") in API_ENGINES:
+            continue  # an API's name of a model is no path
+        if isinstance(section.get("model"), str):
             local = folder / section["model"]
             section["model"] = str(local.resolve()) if local.exists() else section["model"]
     return data

@@ -16,6 +16,7 @@ from edgedistill.core.files import read_json, read_jsonl, write_json, write_json
 from edgedistill.core.host import usable_cores
 from edgedistill.core.records import EvalItem, Prompt
 from edgedistill.core.runfolder import StageContext
+from edgedistill.core.teacher import is_behind_api
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,10 +88,10 @@ def _families(context: StageContext) -> list[Family]:
         artifacts.append(Model(artifact.variant, engine, opened, source))
     arms = [Model(name, "hf", train / name) for name in ("untrained", "control") if (train / name).is_dir()]
     of = {name: [model for model in artifacts if model.reference == name] for name in ("teacher", "student")}
-    return [
-        Family(teacher, (Model("teacher", "hf", teacher), *of["teacher"])),
-        Family(student, (Model("student", "hf", student), *of["student"], *arms)),
-    ]
+    families = [Family(student, (Model("student", "hf", student), *of["student"], *arms))]
+    if not is_behind_api(teacher):
+        families.insert(0, Family(teacher, (Model("teacher", "hf", teacher), *of["teacher"])))
+    return families
 
 
 def _questions(context: StageContext, family: Family, prompts: Sequence[Prompt], text: str) -> Questions:
@@ -201,7 +202,7 @@ def _summarize(context: StageContext, models: Sequence[Model]) -> None:
             rows[model.name],
             bits_per_byte=read_json(_scores(context.folder, model.name))["bits_per_byte"],
             reference=model.reference,
-            teacher=None if model.name == "teacher" else rows["teacher"],
+            teacher=None if model.name == "teacher" else rows.get("teacher"),
             confidence=CONFIDENCE,
             kind=context.recipe.task.kind,
             labels=context.recipe.task.all_labels(),

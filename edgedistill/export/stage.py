@@ -15,6 +15,7 @@ from edgedistill.core.files import atomic_folder, read_jsonl
 from edgedistill.core.host import usable_cores
 from edgedistill.core.records import TeacherRecord
 from edgedistill.core.runfolder import NOT_OUTPUT, VOLATILE, StageContext
+from edgedistill.core.teacher import is_behind_api
 from edgedistill.export.seal import ENTRIES, seal
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _orders(context: StageContext) -> list[Order]:
     export = context.recipe.export
     student = context.folder_of("train") / "student"
     orders = [Order(name, student, *name.split("-")) for name in export.variants]
-    for name in export.teacher_variants:
+    for name in () if is_behind_api(context.folder_of("teacher")) else export.teacher_variants:
         form, precision = name.split("-")
         orders.append(Order(f"teacher-{precision}", context.folder_of("teacher"), form, precision))
     return orders

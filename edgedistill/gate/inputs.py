@@ -14,6 +14,7 @@ from edgedistill.core.files import read_json, read_jsonl
 from edgedistill.core.measurement import Measurement
 from edgedistill.core.records import EvalItem, Quality
 from edgedistill.core.runfolder import FOLDERS, VOLATILE, read_manifest
+from edgedistill.core.teacher import is_behind_api
 from edgedistill.gate.rundata import ModelFacts, Role, RunData
 from edgedistill.runtimes.safetensors_file import check_weights
 
@@ -46,7 +47,7 @@ def read_run(run: Path, *, host_id: str) -> RunData:
     damaged: dict[str, str] = {}
     for name, stage, below, role in MODELS:
         folder = run / FOLDERS[stage]
-        if not (folder / below / "config.json").is_file():
+        if not (folder / below / "config.json").is_file() or is_behind_api(folder):
             continue
         try:
             models[name] = _weights_facts(folder, below=below, role=role)
@@ -80,7 +81,8 @@ def read_architectures(run: Path) -> dict[str, str]:
     found = {}
     for name, stage, below, _ in MODELS:
         path = run / FOLDERS[stage] / below / "config.json"
-        if name in ("teacher", "student") and path.is_file():
+        behind_api = is_behind_api(path.parent)
+        if name in ("teacher", "student") and path.is_file() and not behind_api:
             config = read_json(path)
             parts = [str(config.get("model_type", "unknown kind"))]
             parts += [f"{label} {config[key]}" for key, label in ARCHITECTURE.items() if config.get(key) is not None]

@@ -116,6 +116,23 @@ def end_ids(folder: Path) -> tuple[int, ...]:
     raise InputError(f"expected eos_token_id in generation_config.json or config.json of {folder}, found none")
 
 
+def turn_end(tokenizer: Any, *, template: str, ends: Sequence[int]) -> int:
+    """The id that ends an answer: of `ends`, the one that `template` writes after an assistant's message.
+
+    Templates that write none leave the choice to the model's settings, which name the first of `ends`.
+    """
+    from jinja2 import TemplateError
+
+    answer = "\ue000"  # a private character: no template writes it
+    messages = [{"role": "user", "content": "."}, {"role": "assistant", "content": answer}]
+    try:
+        text = rendered(tokenizer, messages, template=template, add_generation_prompt=False)
+    except TemplateError:
+        return ends[0]
+    after = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
+    return next((token for token in after if token in ends), ends[0])
+
+
 def tokenizer_hash(folder: Path) -> str:
     """Hex SHA-256 of the folder's tokenizer.json."""
     return sha256_file(folder / "tokenizer.json")

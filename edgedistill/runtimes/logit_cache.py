@@ -7,7 +7,7 @@ reads it; a file is mapped into memory, and a row is decoded when it is asked fo
 - `positions` uint32 `[rows]`: answer tokens of each row; position `i` predicts answer token `i`
 - `sizes` uint32 `[rows]`: bytes of each row in `body`, where rows lie one after another
 - `sums` uint32 `[rows]`: CRC-32 of these bytes
-- `tokens` uint32 `[span]`: every token id that the file keeps, those kept most often first
+- `tokens` uint16 or, where an id needs it, uint32 `[span]`: every token id in the file, by how often it is kept
 - `body` uint8 `[bytes]`: rows as `runtimes.logit_codes` describes them, tokens by their places in `tokens`
 
 The header's metadata has one entry, `identity`: the canonical JSON of `CacheIdentity`.
@@ -34,7 +34,8 @@ from edgedistill.runtimes.safetensors_file import check_safetensors
 
 FORMAT = 2
 KEY_BYTES = 16
-LAYOUT = {"body": "U8", "keys": "U8", "positions": "U32", "sizes": "U32", "sums": "U32", "tokens": "U32"}
+LAYOUT = {"body": "U8", "keys": "U8", "positions": "U32", "sizes": "U32", "sums": "U32"}
+NUMBERS = {"U8": np.dtype(np.uint8), "U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def write_cache(path: Path, rows: Mapping[str, LogitRow], *, identity: CacheIden
         "positions": np.array([len(row.tail) for row in rows.values()], np.uint32),
         "sizes": np.array([len(body) for body in bodies], np.uint32),
         "sums": np.array([zlib.crc32(body) for body in bodies], np.uint32),
-        "tokens": tokens.astype(np.uint32),
+        "tokens": tokens.astype(np.uint32 if tokens.max(initial=0) > np.iinfo(np.uint16).max else np.uint16),
         "body": np.frombuffer(b"".join(bodies), np.uint8),
     }
     metadata = {"identity": canonical_json(asdict(identity))}
@@ -213,14 +214,15 @@ def _mapped(path: Path) -> tuple[CacheIdentity, CacheFile]:
         identity = CacheIdentity(**json.loads(header["__metadata__"]["identity"]))
         rows = shapes["sizes"][0]
         expected = {"keys": (rows, KEY_BYTES), **dict.fromkeys(("positions", "sizes", "sums"), (rows,))}
-        fits = {name: header[name]["dtype"] for name in shapes} == LAYOUT
+        dtypes = {name: header[name]["dtype"] for name in shapes}
+        fits = dtypes in (LAYOUT | {"tokens": "U16"}, LAYOUT | {"tokens": "U32"})
         fits &= {name: shape for name, shape in shapes.items() if name not in ("body", "tokens")} == expected
     except (KeyError, TypeError, ValueError, IndexError):
         fits = False
     if fits:
         tensors = {
             name: _tensor(path, begin=8 + length + header[name]["data_offsets"][0], dtype=dtype, shape=shapes[name])
-            for name, dtype in LAYOUT.items()
+            for name, dtype in dtypes.items()
         }
         ends = np.cumsum(tensors["sizes"], dtype=np.int64)
         if tensors["body"].shape == (int(ends[-1]) if rows else 0,):
@@ -229,5 +231,5 @@ def _mapped(path: Path) -> tuple[CacheIdentity, CacheFile]:
 
 
 def _tensor(path: Path, *, begin: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    numbers = {"U8": np.dtype(np.uint8), "U32": np.dtype("<u4")}[dtype]
+    numbers = NUMBERS[dtype]
     return np.memmap(path, numbers, "r", offset=begin, shape=shape) if prod(shape) else np.zeros(shape, numbers)

@@ -7,7 +7,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgedistill.core.config import validate
 from edgedistill.core.corpus import SPLITS
@@ -16,12 +16,17 @@ from edgedistill.core.files import read_jsonl, write_json, write_jsonl
 from edgedistill.core.host import usable_cores
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.records import LeftOut, Message, Prompt
-from edgedistill.core.runfolder import StageContext, read_manifest
+from edgedistill.core.runfolder import FOLDERS, StageContext, read_manifest
 from edgedistill.core.task import Task
 
 if TYPE_CHECKING:
-    from edgedistill.synth.label import Judge
+    from collections.abc import Iterable, Sequence
+
+    from edgedistill.core.teacher import Teacher
+    from edgedistill.synth.label import Counts, Judge
     from edgedistill.synth.rows import Row
+    from edgedistill.synth.service import Service
+    from edgedistill.synth.several import Asked
 
 
 def run_data(context: StageContext) -> None:
@@ -72,9 +77,11 @@ def run_synth(context: StageContext) -> None:
     from edgedistill.runtimes.base import open_session
     from edgedistill.runtimes.logit_cache import CacheIdentity
     from edgedistill.runtimes.precision import session_dtype
-    from edgedistill.synth.card import write_answers_card
     from edgedistill.synth.label import Request, label, request_id
 
+    if context.recipe.teacher.is_api:
+        _label_remotely(context)
+        return
     recipe = context.recipe
     task, synth = recipe.task, recipe.synth
     judge = _judge(task)
@@ -127,6 +134,146 @@ def run_synth(context: StageContext) -> None:
             shard_size=synth.shard_size,
             progress=progress,
         )
+    _tell(context, counts, teacher=teacher, prompts=(request.prompt for request in requests))
+
+
+def estimate(run: Path, recipe: Recipe) -> dict[str, Any]:
+    """What phase 1 would ask, use and cost, as JSON values, from the prompts in `run`; nothing is sent.
+
+    Each of several teachers has its own under `further`; one of a cascade is told of all prompts that it may get. A
+    teacher of one's own costs nothing, and how fast it is shows only when it runs.
+    """
+    from edgedistill.synth import service, several
+
+    paths, teacher = _prompt_files(recipe, run / FOLDERS["data"]), recipe.teacher
+    if not teacher.is_api:
+        return service.estimate_local(
+            paths, teacher=f"{teacher.engine}:{teacher.model}", max_new_tokens=recipe.task.max_new_tokens
+        )
+    asked = _asked(recipe)
+    found = [
+        service.estimate(
+            paths,
+            journal=asked[number].service.journal_in(run),
+            service=asked[number].service,
+            concurrency=one.concurrency,
+            wanted=lambda prompt, number=number: number in several.route(prompt, asked, mix=teacher.mix),
+        )
+        for number, one in enumerate(teacher.all)
+    ]
+    return found[0] | {"further": found[1:]}
+
+
+def _label_remotely(context: StageContext) -> None:
+    """Ask the APIs for what is missing, then write records in the student's tokens from what they said."""
+    from edgedistill.synth import api_records, several
+    from edgedistill.synth.clients import read_key
+    from edgedistill.synth.service import figures_of, stream_prompts
+
+    recipe, teacher, task = context.recipe, context.recipe.teacher, context.recipe.task
+    judge, paths, asked = _judge(recipe.task), _prompt_files(recipe, context.folder_of("data")), _asked(recipe)
+    for one in teacher.all:
+        read_key(one.key_name)  # the last teacher's missing key is said before the first one is paid
+    for number, one in enumerate(teacher.all):
+        _ask(context, one, number, asked, judge=judge)
+    with contextlib.ExitStack() as stack:
+        counts = api_records.write_records(
+            paths,
+            folder=context.folder,
+            settle=several.settling(
+                asked,
+                context.run,
+                stack,
+                mix=teacher.mix,
+                judge=judge,
+                meaning=lambda text: several.meaning_of(text, kind=task.kind, labels=task.all_labels()),
+            ),
+            tokens=api_records.student_tokens(
+                context.folder_of("teacher"),
+                chat_template=recipe.task.chat_template,
+                teacher=asked[0].service.name,
+                distributions=bool(teacher.top_logprobs),
+            ),
+            top_k=teacher.top_logprobs,
+            shard_size=recipe.synth.shard_size,
+        )
+    figures = [
+        figures_of(a.service.journal_in(context.run), service=a.service)
+        | {"terms": one.terms.model_dump(mode="json") if one.terms else None}
+        for a, one in zip(asked, teacher.all, strict=True)
+    ]
+    context.figures.update(figures[0] | ({"further": figures[1:]} if figures[1:] else {}))
+    _tell(context, counts, teacher=asked[0].service.name, prompts=stream_prompts(paths))
+
+
+def _ask(context: StageContext, teacher: Teacher, number: int, asked: Sequence[Asked], *, judge: Judge) -> None:
+    from edgedistill.synth import remote, several
+    from edgedistill.synth.clients import read_key
+
+    service = asked[number].service
+    if teacher.terms is None or teacher.terms.training_allowed is not True:
+        said = "unknown" if teacher.terms is None else str(teacher.terms.training_allowed).lower()
+        context.report.note(f"terms: whether {service.name} allows training on its answers: {said}")
+    with contextlib.ExitStack() as stack:
+        remote.ask_all(
+            _prompt_files(context.recipe, context.folder_of("data")),
+            folder=service.journal_in(context.run),
+            service=service,
+            client={
+                "key": read_key(teacher.key_name),
+                "base_url": teacher.base_url,
+                "accepts": teacher.accepts,
+                "timeout_s": teacher.timeout_s,
+            },
+            concurrency=teacher.concurrency,
+            attempts=teacher.attempts,
+            smoke=teacher.smoke,
+            judge=judge,
+            report=context.report,
+            batch_size=teacher.batch_size if teacher.mode == "batch" else 0,
+            poll_s=teacher.poll_s,
+            wanted=several.waits_for(asked, number, context.run, stack, mix=context.recipe.teacher.mix, judge=judge),
+        )
+
+
+def _asked(recipe: Recipe) -> list[Asked]:
+    from edgedistill.synth.several import Asked
+
+    limit = recipe.task.max_new_tokens
+    return [Asked(_service(one, limit=limit), one.kinds, one.share) for one in recipe.teacher.all]
+
+
+def _service(teacher: Teacher, *, limit: int) -> Service:
+    from edgedistill.synth.clients import sampling_of
+    from edgedistill.synth.service import Service
+    from edgedistill.synth.spend import Rates
+
+    most = teacher.max_output_tokens or limit
+    price = teacher.price
+    return Service(
+        engine=teacher.engine,
+        model=teacher.model,
+        revision=teacher.revision,
+        sampling=sampling_of(
+            teacher.engine,
+            max_output_tokens=most,
+            temperature=teacher.temperature,
+            top_logprobs=teacher.top_logprobs,
+            max_tokens_name=teacher.max_tokens_name,
+            official=teacher.base_url is None,
+            extra_body=teacher.extra_body,
+        ),
+        max_output_tokens=most,
+        rates=Rates(price.input_per_mtok, price.output_per_mtok) if price else None,
+        currency=price.currency if price else "",
+        money=teacher.limits.money,
+        tokens=teacher.limits.tokens,
+    )
+
+
+def _tell(context: StageContext, counts: Counts, *, teacher: str, prompts: Iterable[Prompt]) -> None:
+    from edgedistill.synth.card import write_answers_card
+
     context.figures.update(
         {
             "asked": counts.asked,
@@ -138,7 +285,7 @@ def run_synth(context: StageContext) -> None:
     )
     reasons = ", ".join(f"{n} {reason}" for reason, n in counts.rejected.items()) or "none rejected"
     context.report.note(f"{counts.kept} of {counts.asked} answers kept ({reasons})")
-    write_answers_card(context.folder, name=context.run.name, figures=context.figures, prompts=_prompts(context))
+    write_answers_card(context.folder, name=context.run.name, figures=context.figures, prompts=prompts)
 
 
 def _generated(recipe: Recipe) -> tuple[dict[str, list[Row]], list[LeftOut]]:
@@ -213,15 +360,18 @@ def _judge(task: Task) -> Judge:
 
 
 def _prompts(context: StageContext) -> list[Prompt]:
-    names = ("gold", "prompts") if context.recipe.synth.label_gold else ("prompts",)
     prompts = []
-    for name in names:
-        path = context.folder_of("data") / f"{name}.jsonl"
+    for path in _prompt_files(context.recipe, context.folder_of("data")):
         rows = enumerate(read_jsonl(path), start=1)
         prompts += [validate(Prompt, row, source=f"{path} line {number}") for number, row in rows]
     if not prompts:
         raise InputError("expected prompts for the teacher to label, found none; set data.prompts or synth.label_gold")
     return prompts
+
+
+def _prompt_files(recipe: Recipe, data: Path) -> list[Path]:
+    names = ("gold", "prompts") if recipe.synth.label_gold else ("prompts",)
+    return [data / f"{name}.jsonl" for name in names]
 
 
 def _weights(context: StageContext) -> Path:

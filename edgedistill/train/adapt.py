@@ -13,9 +13,9 @@ from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import canonical_json
 from edgedistill.core.records import Prompt
 from edgedistill.core.runfolder import Reporter
-from edgedistill.runtimes.chat import encode, end_ids, load_tokenizer, render
+from edgedistill.runtimes.chat import encode, end_ids, load_tokenizer, render, turn_end
 from edgedistill.train.data import fitting, gold_records, record_examples
-from edgedistill.train.folders import copy_tokenizer, link_model, load_model, publish, save_model, turn_end
+from edgedistill.train.folders import copy_tokenizer, link_model, load_model, publish, save_model
 from edgedistill.train.loop import train_model
 from edgedistill.train.lora import add_lora, factors, merge_lora
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import fsync_dir, read_json, write_json, write_text
-from edgedistill.runtimes.chat import rendered
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 TEMPLATE_FILE = "chat_template.jinja"
@@ -56,6 +54,13 @@ def copy_tokenizer(source: Path, folder: Path, *, template: str) -> None:
     write_text(folder / TEMPLATE_FILE, template)
 
 
+def copy_settings(source: Path, folder: Path) -> None:
+    """Copy the configuration and the generation settings of the model in `source`, without its weights."""
+    for name in ("config.json", "generation_config.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
 def link_model(source: Path, folder: Path) -> None:
     """Put the weights and configuration of `source` into `folder`, as hard links where the file system allows."""
     names = ("config.json", "generation_config.json", "model.safetensors.index.json")
@@ -78,23 +83,6 @@ def publish(temporary: Path, folder: Path) -> None:
         path.replace(folder / path.name)
     temporary.rmdir()
     fsync_dir(folder)
-
-
-def turn_end(tokenizer: Any, *, template: str, ends: Sequence[int]) -> int:
-    """The id that ends an answer: of `ends`, the one that `template` writes after an assistant's message.
-
-    Templates that write none leave the choice to the model's settings, which name the first of `ends`.
-    """
-    from jinja2 import TemplateError
-
-    answer = "\ue000"  # a private character: no template writes it
-    messages = [{"role": "user", "content": "."}, {"role": "assistant", "content": answer}]
-    try:
-        text = rendered(tokenizer, messages, template=template, add_generation_prompt=False)
-    except TemplateError:
-        return ends[0]
-    after = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
-    return next((token for token in after if token in ends), ends[0])
 
 
 def token_texts(folder: Path) -> dict[str, int]:

@@ -9,10 +9,11 @@ from typing import Any
 
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
-from edgedistill.core.files import read_json, read_jsonl
+from edgedistill.core.files import read_json, read_jsonl, write_json
 from edgedistill.core.host import usable_cores
 from edgedistill.core.records import Prompt, TeacherRecord
 from edgedistill.core.runfolder import StageContext
+from edgedistill.core.teacher import API_TEACHER
 
 
 def run_teacher(context: StageContext) -> None:
@@ -29,6 +30,9 @@ def run_teacher(context: StageContext) -> None:
     from edgedistill.train import adapt
 
     recipe = context.recipe
+    if recipe.teacher.is_api:
+        _take_tokenizer(context)
+        return
     threads = _use_threads(context)
     source = resolve_model(recipe.teacher.model)
     template = chat.template_of(chat.load_tokenizer(source.folder), recipe.task.chat_template)
@@ -133,6 +137,21 @@ def _steps(context: StageContext, arm: str, kd_weight: float) -> list[tuple[str,
     if context.recipe.student.cut is None or context.recipe.student.cut.steps == 1:
         return [(arm, kd_weight, untrained)]
     return [(f"{arm}-wide", kd_weight, untrained), (arm, kd_weight, context.folder / f"{arm}-narrow")]
+
+
+def _take_tokenizer(context: StageContext) -> None:
+    """For a teacher behind an API: the student's tokenizer, template and settings, which its text is read with."""
+    from edgedistill.runtimes import chat
+    from edgedistill.runtimes.sources import resolve_model
+    from edgedistill.train import folders
+
+    recipe = context.recipe
+    source = resolve_model(str(recipe.student.model))
+    template = chat.template_of(chat.load_tokenizer(source.folder), recipe.task.chat_template)
+    folders.copy_tokenizer(source.folder, context.folder, template=template)
+    folders.copy_settings(source.folder, context.folder)
+    write_json(context.folder / API_TEACHER, recipe.teacher.identity())
+    context.figures["source"] = {"ref": f"{recipe.teacher.engine}:{recipe.teacher.model}", "tokenizer": source.ref}
 
 
 def _further_teachers(
@@ -240,7 +259,7 @@ def _prompts(context: StageContext, split: str) -> list[Prompt]:
 def _records(context: StageContext, *, template: str) -> list[TeacherRecord]:
     """What the student learns from: the teacher's records and, if the recipe says so, the right answers of gold."""
     from edgedistill.runtimes import chat
-    from edgedistill.train import data, folders
+    from edgedistill.train import data
 
     records = []
     for path in sorted(context.folder_of("synth").glob("records-*.jsonl")):
@@ -251,7 +270,7 @@ def _records(context: StageContext, *, template: str) -> list[TeacherRecord]:
     if context.recipe.train.gold:
         teacher = context.folder_of("teacher")
         tokenizer = chat.load_tokenizer(teacher)
-        end = folders.turn_end(tokenizer, template=template, ends=chat.end_ids(teacher))
+        end = chat.turn_end(tokenizer, template=template, ends=chat.end_ids(teacher))
         records += data.gold_records(_prompts(context, "gold"), tokenizer=tokenizer, template=template, end_id=end)
     return records
 

@@ -100,6 +100,13 @@ def test_the_order_of_shards_and_rows_does_not_matter(cache_file: Path, tmp_path
         np.testing.assert_array_equal(one_values, other_values)
 
 
+def test_ids_of_a_large_vocabulary_come_back(tmp_path: Path) -> None:
+    row = make_row([[70_000, 5], [151_935, 65_535]], np.log([[0.75, 0.25], [0.5, 0.25]]))
+    write_cache(tmp_path / "c", {row_key([1], [2, 3], identity=IDENTITY): row}, identity=IDENTITY)
+    back = open_cache([tmp_path / "c"]).row(prompt_ids=[1], answer_ids=[2, 3], record="a")
+    assert back.ids.tolist() == [[70_000, 5], [151_935, 65_535]]
+
+
 @pytest.mark.parametrize(("prompt", "answer"), [([1, 2], [3, 4, 6]), ([1, 2, 3], [4, 5, 2]), ([1], [2, 3, 4, 5])])
 def test_other_text_finds_no_row_even_if_its_ids_join_to_the_same_line(
     cache_file: Path, prompt: list[int], answer: list[int]
@@ -121,7 +128,7 @@ def test_numpy_alone_reads_the_file(cache_file: Path) -> None:
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
     part = {n: raw[8 + length :][slice(*h["data_offsets"])] for n, h in header.items() if n != "__metadata__"}
-    tokens, positions = (np.frombuffer(part[name], "<u4") for name in ("tokens", "positions"))
+    tokens, positions = np.frombuffer(part["tokens"], "<u2"), np.frombuffer(part["positions"], "<u4")
     row = np.frombuffer(part["body"], np.uint8)[: np.frombuffer(part["sizes"], "<u4")[0]]
     counts, codes = row[: positions[0]], row[3 * positions[0] : 3 * positions[0] + row[: positions[0]].sum()]
     bits = "".join(f"{byte:08b}"[::-1] for byte in row[3 * positions[0] + len(codes) :])

