@@ -42,7 +42,7 @@ from edgedistill.runtimes.base import log_softmax, open_session, top_logprobs
 from edgedistill.runtimes.logit_cache import CacheIdentity, make_row, open_cache, row_key, write_cache
 from edgedistill.runtimes.sources import resolve_model
 from edgedistill.train.data import Example, collate
-from edgedistill.train.loop import step_losses
+from edgedistill.train.step import step_losses
 
 RESULT = Path(__file__).with_name("results") / "logit_cache.json"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -99,7 +99,7 @@ def test_the_recipe_fragments_are_valid() -> None:
     phi = load_recipe(shipped_recipes()["phi4-mini"], (f"teacher={inline(api)}", "budget={}"))
     assert phi.teacher.is_api and phi.teacher.price and phi.teacher.terms and phi.teacher.limits.money
     cut = load_recipe(shipped_recipes()["quickstart"]).student.cut
-    assert cut and cut.model_dump(mode="json", exclude_none=True) == tomllib.loads(fragments[1])["student"]["cut"]
+    assert cut and cut.model_dump(mode="json", exclude_defaults=True) == tomllib.loads(fragments[1])["student"]["cut"]
 
 
 def test_the_way_of_the_data_names_every_stage_s_folder() -> None:

@@ -12,6 +12,7 @@ from edgedistill.core.config import did_you_mean, load_toml, validate_overridden
 from edgedistill.core.corpus import HUB, SPLITS, Data
 from edgedistill.core.errors import InputError
 from edgedistill.core.measurement import Workload
+from edgedistill.core.metric import parse_quantity
 from edgedistill.core.model import Noun, Positive
 from edgedistill.core.recipe_train import Train
 from edgedistill.core.task import Task
@@ -40,11 +41,39 @@ class Synth(Noun):
 
 
 class Cut(Noun):
-    """How the student is cut from the teacher: layers kept (a list, or how many), FFN width, vocabulary size."""
+    """How the student is cut from the teacher: layers kept (a list, or how many), widths, vocabulary size.
 
-    layers: tuple[int, ...] | Positive
+    `layer_score` tells which layers go: by the loss without each, or by block influence, in one pass. `heads` query
+    heads stay in `kv_heads` groups of like size. Under `target_parameters`, or `target_bytes` of weights on `grid`
+    (such as "20 MB"; the tokenizer comes on top), sizes that are not given are searched for. In two `steps` each arm is
+    trained between: with fewer layers and tokens first, then with narrower layers.
+    """
+
+    layers: tuple[int, ...] | Positive | None = None
+    layer_score: Literal["loss", "influence"] = "loss"
     ffn: Positive | None = None
+    heads: Positive | None = None
+    kv_heads: Positive | None = None
+    hidden: Positive | None = None
     vocab: Positive | None = None
+    target_parameters: Positive | None = None
+    target_bytes: float | str | None = None
+    grid: Literal["q4_0", "q8_0"] = "q4_0"
+    steps: Literal[1, 2] = 1
+
+    @model_validator(mode="after")
+    def _sizes_or_one_target(self) -> Cut:
+        if self.target_parameters and self.target_bytes is not None:
+            raise ValueError("expected target_parameters or target_bytes, found both")
+        if self.target_bytes is not None and self.most_bytes <= 0:
+            raise ValueError(f"target_bytes = {self.target_bytes!r}: expected more than nothing")
+        if self.layers is None and not self.target_parameters and self.target_bytes is None:
+            raise ValueError("expected layers, or a target_parameters or target_bytes to choose them by")
+        return self
+
+    @property
+    def most_bytes(self) -> float | None:
+        return None if self.target_bytes is None else parse_quantity(self.target_bytes, unit="bytes")
 
 
 class Student(Noun):
@@ -144,6 +173,12 @@ class Recipe(Noun):
     @classmethod
     def _ids_are_lower_case(cls, budget: dict[str, Budget]) -> dict[str, Budget]:
         return dict(sorted(budget.items()))
+
+    @model_validator(mode="after")
+    def _what_is_cut_again_is_on_no_grid(self) -> Recipe:
+        if self.train.qat is not None and self.student.cut is not None and self.student.cut.steps > 1:
+            raise ValueError("expected student.cut.steps = 1 with [train.qat]: cutting again leaves the grid")
+        return self
 
     @model_validator(mode="after")
     def _codes_of_training_are_not_chosen_anew(self) -> Recipe:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
-from edgedistill.core.files import read_jsonl, write_json
+from edgedistill.core.files import read_json, read_jsonl, write_json
 from edgedistill.core.host import usable_cores
 from edgedistill.core.records import Prompt, TeacherRecord
 from edgedistill.core.runfolder import StageContext
@@ -80,7 +80,7 @@ def run(context: StageContext) -> None:
         StageError: nothing to train on, the vocabulary is too small for the task, or a loss is not finite.
     """
     from edgedistill.runtimes import chat
-    from edgedistill.train import arms, data, folders, launch, student, trackers
+    from edgedistill.train import arms, cut, data, folders, launch, student, trackers
 
     recipe = context.recipe
     trackers.require_trackers(recipe.train.trackers)
@@ -90,8 +90,11 @@ def run(context: StageContext) -> None:
     records = _records(context, template=template)
     if not (untrained / "config.json").is_file():
         _make_student(context, records=records, teacher=teacher, untrained=untrained, template=template)
-    shape = folders.read_shape(untrained)
-    id_map = student.shared_ids(teacher=teacher, student=untrained, rows=folders.read_shape(teacher)["vocab_size"])
+    shape, tokens = folders.read_shape(untrained), teacher
+    if _learns_by_text(context):
+        template = chat.template_of(chat.load_tokenizer(untrained), recipe.task.chat_template)
+        records, tokens = student.own_records(records, student=untrained, template=template), untrained
+    id_map = student.shared_ids(teacher=tokens, student=untrained, rows=folders.read_shape(tokens)["vocab_size"])
     if recipe.student.cut is not None:
         student.check_tokens(records, teacher=teacher, student=untrained, id_map=id_map, template=template)
     further = _further_teachers(context, records, untrained=untrained, template=template)
@@ -102,15 +105,24 @@ def run(context: StageContext) -> None:
     examples, _ = data.fitting(examples, longest=shape["max_position_embeddings"])
     train, valid = data.split_examples(examples, share=recipe.train.valid_share, seed=recipe.seed)
     context.figures.update(records=len(records), trained_on=len(train), validated_on=len(valid), shape=shape)
-    wanted = [("student", recipe.train.kd_weight)]
+    if recipe.student.cut is not None:
+        context.figures["cut"] = read_json(untrained / cut.CUT_FILE)
+    wanted = _steps(context, "student", recipe.train.kd_weight)
     if recipe.train.control is not None:
-        wanted.append(("control", 0.0))
-    for arm, kd_weight in wanted:
+        wanted += _steps(context, "control", 0.0)
+    for arm, kd_weight, start in wanted:
         if not (context.folder / arm / "config.json").is_file():
-            several = context.launch not in (None, "1")
-            settings = _settings(context, arm=arm, further=further) | {"kd_weight": kd_weight, "untrained": untrained}
+            if not (start / "config.json").is_file():
+                cut.narrow_student(
+                    model=context.folder / f"{arm}-wide",
+                    folder=start,
+                    examples=train,
+                    widths=context.figures["cut"]["widths"],
+                    report=context.report,
+                )
+            settings = _settings(context, arm=arm, further=further) | {"kd_weight": kd_weight, "untrained": start}
             settings |= {"train": train, "valid": valid, "report": context.report, "folder": context.folder}
-            if several:
+            if context.launch not in (None, "1"):
                 launch.launch_arm(str(context.launch), **settings)
             else:
                 arms.train_arm(**settings)
@@ -132,6 +144,14 @@ def _take_tokenizer(context: StageContext) -> None:
     folders.copy_settings(source.folder, context.folder)
     write_json(context.folder / API_TEACHER, recipe.teacher.identity())
     context.figures["source"] = {"ref": f"{recipe.teacher.engine}:{recipe.teacher.model}", "tokenizer": source.ref}
+
+
+def _steps(context: StageContext, arm: str, kd_weight: float) -> list[tuple[str, float, Path]]:
+    """What is trained for an arm: name, teacher's share, and the folder to start from."""
+    untrained = context.folder / "untrained"
+    if context.recipe.student.cut is None or context.recipe.student.cut.steps == 1:
+        return [(arm, kd_weight, untrained)]
+    return [(f"{arm}-wide", kd_weight, untrained), (arm, kd_weight, context.folder / f"{arm}-narrow")]
 
 
 def _further_teachers(
@@ -168,31 +188,42 @@ def _settings(context: StageContext, *, arm: str, further: dict[str, float]) -> 
     settings["how"] = {"kind": recipe.divergence, "beta": recipe.beta, "temperature": recipe.temperature}
     if recipe.trackers:
         settings["tracker_folder"] = context.run / "logs" / "trackers"
-    if recipe.teacher == "online" and arm != "control":
+    if recipe.teacher == "online" and not arm.startswith("control"):
         settings |= {"teacher": context.folder_of("teacher"), "further": further, "on_policy": recipe.on_policy}
         settings["match"] = None if recipe.match is None else recipe.match.model_dump(mode="json")
         settings["max_new_tokens"] = context.recipe.task.max_new_tokens
     return settings
 
 
+def _learns_by_text(context: StageContext) -> bool:
+    """Whether nothing of the teacher but its text is learnt, so that a model with any tokenizer may be the student."""
+    train = context.recipe.train
+    return context.recipe.student.model is not None and train.kd_weight == 0 and train.teacher == "cached"
+
+
 def _make_student(
     context: StageContext, *, records: Sequence[TeacherRecord], teacher: Path, untrained: Path, template: str
 ) -> None:
+    from edgedistill.runtimes import chat
     from edgedistill.runtimes.sources import resolve_model
-    from edgedistill.train import folders, student
+    from edgedistill.train import cut, folders, student
 
     recipe = context.recipe.student
     if recipe.cut is not None:
-        student.cut_student(
+        cut.cut_student(
             teacher=teacher,
             folder=untrained,
             records=records,
             template=template,
             report=context.report,
-            **recipe.cut.model_dump(),
+            **recipe.cut.model_dump() | {"target_bytes": recipe.cut.most_bytes},
         )
         return
     source = resolve_model(str(recipe.model))
+    if _learns_by_text(context):
+        own = chat.template_of(chat.load_tokenizer(source.folder), context.recipe.task.chat_template)
+        student.take_student(model=source.folder, folder=untrained, template=own)
+        return
     id_map = student.shared_ids(teacher=teacher, student=source.folder, rows=folders.read_shape(teacher)["vocab_size"])
     student.check_tokens(records, teacher=teacher, student=source.folder, id_map=id_map, template=template)
     student.adopt_student(model=source.folder, teacher=teacher, folder=untrained, template=template)

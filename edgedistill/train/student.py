@@ -1,59 +1,23 @@
-"""The student before training: cut from the teacher, or a model of the same tokenizer; and the ids the two share."""
+"""A student that comes as a model: with the teacher's tokenizer, or with its own and the teacher's text alone.
+
+Whether two tokenizers are one is found by encoding every record with both, never by sizes.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import atomic_folder, read_json, write_json
 from edgedistill.core.records import TeacherRecord
-from edgedistill.core.runfolder import Reporter
-from edgedistill.runtimes.chat import encode, load_tokenizer, render
-from edgedistill.train import trim
-from edgedistill.train.data import record_examples
-from edgedistill.train.folders import copy_tokenizer, link_model, load_model, read_shape, save_model, token_texts
-from edgedistill.train.prune import choose_layers, keep_layers, narrow_ffn
+from edgedistill.runtimes.chat import encode, end_ids, load_tokenizer, render
+from edgedistill.train.folders import copy_tokenizer, link_model, read_shape, token_texts, turn_end
 
-LAYER_CALIBRATION, FFN_CALIBRATION = 24, 128  # records
-
-
-def cut_student(
-    *,
-    teacher: Path,
-    folder: Path,
-    layers: Sequence[int] | int,
-    ffn: int | None,
-    vocab: int | None,
-    records: Sequence[TeacherRecord],
-    template: str,
-    report: Reporter,
-) -> None:
-    """Write the teacher with fewer layers, narrower feed-forward blocks and a smaller vocabulary into `folder`.
-
-    Raises:
-        InputError: a size does not fit the teacher.
-        StageError: `vocab` is too small for what the records use.
-    """
-    examples = record_examples(_sample(records, FFN_CALIBRATION))
-    model = load_model(teacher)
-    if isinstance(layers, int):
-        few = examples[:LAYER_CALIBRATION]
-        layers = choose_layers(load_model(teacher, bf16=True), few, count=layers, report=report)
-        report.note(f"kept layers {', '.join(map(str, layers))}")
-    model = keep_layers(model, layers)
-    if ffn is not None:
-        model = narrow_ffn(model, examples, width=ffn)
-    with atomic_folder(folder) as temporary:
-        if vocab is not None and vocab < model.config.vocab_size:
-            _trim(model, teacher=teacher, folder=temporary, size=vocab, records=records, template=template)
-        else:
-            copy_tokenizer(teacher, temporary, template=template)
-        save_model(model, temporary)
+# What always works, whatever the tokenizers: sequence-level distillation (arXiv:1606.07947).
+BY_TEXT = "or set train.kd_weight = 0, by which the student learns the teacher's text in its own tokens"
 
 
 def adopt_student(*, model: Path, teacher: Path, folder: Path, template: str) -> None:
@@ -66,7 +30,7 @@ def adopt_student(*, model: Path, teacher: Path, folder: Path, template: str) ->
     if rows < tokens:
         raise InputError(
             f"expected a student with the teacher's {tokens} tokens, found {rows} embedding rows in {model}; choose a "
-            "student of the teacher's family, or [student.cut]"
+            f"student of the teacher's family, {BY_TEXT}"
         )
     with atomic_folder(folder) as temporary:
         link_model(model, temporary)
@@ -76,6 +40,35 @@ def adopt_student(*, model: Path, teacher: Path, folder: Path, template: str) ->
             ours = read_json(temporary / name) if (temporary / name).is_file() else {}
             ids = {f"{role}_token_id": theirs.get(f"{role}_token_id") for role in ("bos", "eos", "pad")}
             write_json(temporary / name, ours | ids)
+
+
+def take_student(*, model: Path, folder: Path, template: str) -> None:
+    """Write the model in `model` into `folder` as it is, but for the chat template."""
+    with atomic_folder(folder) as temporary:
+        link_model(model, temporary)
+        copy_tokenizer(model, temporary, template=template)
+
+
+def own_records(records: Sequence[TeacherRecord], *, student: Path, template: str) -> list[TeacherRecord]:
+    """The same texts in the tokens, template and end of the model in `student`; no distributions go with them.
+
+    Raises:
+        InputError: its embedding has no row for a token of its tokenizer.
+    """
+    tokenizer, rows = load_tokenizer(student), read_shape(student)["vocab_size"]
+    end = turn_end(tokenizer, template=template, ends=end_ids(student))
+    found = []
+    for record in records:
+        asked = encode(tokenizer, render(tokenizer, record.messages, template=template))
+        told = [*encode(tokenizer, record.answer), end]
+        if (highest := max(*asked, *told)) >= rows:
+            raise InputError(
+                f"expected a row for each token of the tokenizer in {student}, found {rows} rows and token {highest} "
+                f"in record {record.id}; the tokenizer is another model's"
+            )
+        tokens = {"prompt_ids": tuple(asked), "answer_ids": tuple(told), "logits_key": None}
+        found.append(record.model_copy(update=tokens))
+    return found
 
 
 def shared_ids(*, teacher: Path, student: Path, rows: int) -> np.ndarray:
@@ -105,24 +98,5 @@ def check_tokens(
                 raise InputError(
                     f"the student tokenizes record {record.id} into {found[:8]}…, the teacher's tokens are "
                     f"{id_map[wanted].tolist()[:8]}… (-1: absent); choose a student with the teacher's tokenizer, "
-                    "or [student.cut]"
+                    f"{BY_TEXT}"
                 )
-
-
-def _sample(records: Sequence[TeacherRecord], count: int) -> list[TeacherRecord]:
-    return sorted(records, key=lambda r: hashlib.sha256(r.id.encode()).digest())[:count]
-
-
-def _trim(
-    model: Any, *, teacher: Path, folder: Path, size: int, records: Sequence[TeacherRecord], template: str
-) -> None:
-    parsed, tokenizer = trim.read_tokenizer(teacher), load_tokenizer(teacher)
-    task: dict[int, int] = {}
-    for record in records:
-        # A teacher may write a text in other tokens than its tokenizer reads it in; the student needs both.
-        for token in (*record.prompt_ids, *record.answer_ids, *encode(tokenizer, record.answer)):
-            task[token] = task.get(token, 0) + 1
-    protected = trim.protected_tokens(teacher, parsed, template=template)
-    keep = trim.choose_tokens(parsed, size=size, task=task, english={}, protected=protected)
-    trim.save_tokenizer(trim.trim_tokenizer(parsed, keep), source=teacher, folder=folder, template=template)
-    trim.trim_embeddings(model, keep)

@@ -81,8 +81,9 @@ def choose_tokens(
     """Ids to keep, ascending `[size]`.
 
     First the special tokens in use, the byte alphabet and every token of `task`; then the most frequent of `english`;
-    then those merged earliest. Each comes with the tokens its merges go through, and with its twin, the same letters
-    with or without a space before them: copying a word from a sentence into quotes then takes one step, not spelling.
+    then those merged earliest. Each comes with the tokens its merges go through. But for `english`, which shows what it
+    needs, each comes with its twin too, the same letters with or without a space before them: copying a word from a
+    sentence into quotes then takes one step, not spelling.
 
     Raises:
         InputError: `size` is no multiple of 32.
@@ -108,10 +109,11 @@ def choose_tokens(
     by_rank = [vocab[a + b] for a, b in ranks_in_order(ranks) if a + b in vocab]
     twins = _twins(vocab)
     used = sorted((token for token in task if token in twins), key=lambda token: (-task[token], token))
-    chosen = [parts.of(t) | (parts.of(twins[t]) if t in twins else set()) for t in (*used, *by_count) if t not in added]
+    copied = (parts.of(t) | parts.of(twins[t]) for t in used)
+    frequent = (parts.of(t) for t in by_count if t not in added)
     pairs = (parts.of(t) | parts.of(twins[t]) if t in twins else parts.of(t) for t in by_rank)
     alone = (parts.of(t) for t in by_rank)  # for what has no room for two
-    for wanted in itertools.chain(chosen, pairs, alone):
+    for wanted in itertools.chain(copied, frequent, pairs, alone):
         if len(kept) == size:
             break
         if len(kept) + len(wanted - kept) <= size:

@@ -140,3 +140,27 @@ def test_a_file_that_is_no_toml_is_told(tmp_path: Path) -> None:
 def _written(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
+
+
+@pytest.mark.parametrize(
+    ("cut", "sentence"),
+    [
+        ({}, "expected layers, or a target_parameters or target_bytes to choose them by"),
+        ({"target_parameters": 1, "target_bytes": "2 MB"}, "expected target_parameters or target_bytes, found both"),
+        ({"target_bytes": "2 miles"}, "expected a number or a text such as '150 MB'"),
+        ({"target_bytes": 0}, "target_bytes = 0.0: expected more than nothing"),
+    ],
+)
+def test_a_cut_has_sizes_or_one_target(cut: dict[str, object], sentence: str) -> None:
+    (line,) = refusal(student={"cut": cut})
+    assert sentence in line
+
+
+def test_a_target_in_bytes_is_read_with_its_unit() -> None:
+    recipe = validate(Recipe, RECIPE | {"student": {"cut": {"target_bytes": "20 MB"}}}, source="r.toml")
+    assert recipe.student.cut and recipe.student.cut.most_bytes == 20e6 and recipe.student.cut.layers is None
+
+
+def test_two_steps_and_a_grid_exclude_one_another() -> None:
+    found = refusal(student={"cut": {"layers": [0], "steps": 2}}, train={"qat": {}})
+    assert found == ["expected student.cut.steps = 1 with [train.qat]: cutting again leaves the grid"]

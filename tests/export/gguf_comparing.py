@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFReader
 
-from edgedistill.runtimes.base import open_session
+from edgedistill.runtimes.base import decode, open_session
 
 # Ours always says the flags that theirs leaves to rules about vocabulary sizes; the name is the folder's, unpolished.
 OURS_ALONE = {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix"}
@@ -51,3 +51,11 @@ def torch_logits(folder: Path, ids: list[int]) -> np.ndarray:
 def deviation(found: np.ndarray, wanted: np.ndarray) -> float:
     """Squared error over the variance of the logits: what half precision makes is below 1e-4, another model 1."""
     return float(np.mean((found - wanted) ** 2) / np.var(wanted))
+
+
+def llama_cpp_deviations(path: Path, wanted: np.ndarray, ids: list[int], *, context: int) -> tuple[float, float]:
+    """Deviation in one pass, and token by token through the KV cache from the middle on."""
+    half = len(ids) // 2
+    with closing(open_session("llamacpp", path, threads=1, context=context)) as session:
+        fresh, cached = session.logits(ids), decode(session, ids[half:], past=ids[:half])
+    return deviation(fresh, wanted), deviation(cached, wanted[half:])

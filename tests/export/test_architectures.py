@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from family_builders import FAMILIES, LONG, older_config
 from gguf import GGUFReader
-from gguf_comparing import DIFFERENT, OURS_ALONE, deviation, differences, some_ids, torch_logits
+from gguf_comparing import (
+    DIFFERENT,
+    OURS_ALONE,
+    deviation,
+    differences,
+    llama_cpp_deviations,
+    some_ids,
+    torch_logits,
+)
 
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import read_json, write_json
@@ -24,7 +32,7 @@ from edgedistill.export.parity_text import followed
 from edgedistill.export.pretokenizer import identify
 from edgedistill.export.probes import probe_strings
 from edgedistill.runtimes import chat
-from edgedistill.runtimes.base import decode, open_session
+from edgedistill.runtimes.base import open_session
 from edgedistill.runtimes.llama_lib import end_ids, tokenize_with
 
 # The converter says of every template tokenizer that it adds no separator, which is what absence means; and of the ends
@@ -41,14 +49,6 @@ def converted(
     root = tmp_path_factory.mktemp("converted")
     oracle([(folder, root / f"{name}.gguf", FAMILIES[name].pre) for name, folder in family_folders.items()])
     return {name: root / f"{name}.gguf" for name in family_folders}
-
-
-def llama_cpp_deviations(path: Path, wanted: np.ndarray, ids: list[int], *, context: int) -> tuple[float, float]:
-    """Deviation in one pass, and token by token through the KV cache from the middle on."""
-    half = len(ids) // 2
-    with closing(open_session("llamacpp", path, threads=1, context=context)) as session:
-        fresh, cached = session.logits(ids), decode(session, ids[half:], past=ids[:half])
-    return deviation(fresh, wanted), deviation(cached, wanted[half:])
 
 
 def test_every_architecture_has_a_family() -> None:

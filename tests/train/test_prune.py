@@ -1,18 +1,20 @@
-"""Cutting layers and feed-forward channels, held against the whole model."""
+"""Cutting layers, held against the whole model."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import save_tiny_llama
-from tiny_training import load, random_examples
+from tiny_training import VOCAB, load, random_examples
 
 from edgedistill.core.errors import InputError
 from edgedistill.core.runfolder import SilentReporter
+from edgedistill.train.calibration import mean_loss
 from edgedistill.train.data import Example
-from edgedistill.train.prune import choose_layers, keep_layers, mean_loss, narrow_ffn
+from edgedistill.train.prune import block_influences, choose_layers, keep_layers, removal_order
 
 
 @pytest.fixture(scope="module")
@@ -45,71 +47,68 @@ def test_layers_that_do_not_exist_are_refused(deep, layers):
         keep_layers(load(deep), layers)
 
 
-def test_channels_that_add_nothing_go_first(deep):
-    model = load(deep)
-    silent = torch.arange(0, 128, 4)  # 32 of 128
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.mlp.up_proj.weight[silent] = 0
-    narrow = narrow_ffn(model, random_examples(6), width=96)
-    assert narrow.config.intermediate_size == 96
-    assert narrow.model.layers[0].mlp.down_proj.weight.shape == (64, 96)
-    torch.testing.assert_close(hidden(narrow, IDS)[-1], hidden(model, IDS)[-1], atol=1e-5, rtol=1e-5)
-
-
-def test_channels_are_weighed_by_what_they_put_out(deep):
+@pytest.fixture
+def idle(deep):
+    """The model with a layer 2 that passes its input on, and examples that it gains nothing from a cut on."""
     model = load(deep)
     with torch.no_grad():
-        for layer in model.model.layers:
-            layer.mlp.up_proj.weight[:32] *= 100  # loud, but down_proj hears nothing of it
-            layer.mlp.down_proj.weight[:, :32] = 0
-    kept = narrow_ffn(model, random_examples(6), width=96).model.layers[1].mlp.up_proj.weight
-    assert torch.equal(kept, model.model.layers[1].mlp.up_proj.weight[32:])
-
-
-def test_fused_gate_and_up_are_cut_alike():
-    from transformers import Phi3Config, Phi3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Phi3Config(
-        vocab_size=384, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=2, bos_token_id=1, eos_token_id=2, initializer_range=0.2,
-    )  # fmt: skip
-    model = Phi3ForCausalLM(config).eval()
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.mlp.gate_up_proj.weight[128 + 96 :] = 0  # the up half of the last 32 channels
-    narrow = narrow_ffn(model, random_examples(4), width=96)
-    torch.testing.assert_close(hidden(narrow, IDS)[-1], hidden(model, IDS)[-1], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("width", [100, 160])
-def test_widths_that_do_not_fit_are_refused(deep, width):
-    with pytest.raises(InputError, match=rf"multiple of 32 of at most 128, found {width}"):
-        narrow_ffn(load(deep), random_examples(2), width=width)
-
-
-def test_a_model_without_down_proj_is_refused():
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(vocab_size=384, n_embd=32, n_layer=1, n_head=2, n_positions=64)
-    config.intermediate_size = 128
-    with pytest.raises(InputError, match=r"one mlp.down_proj in each layer, found 0 .* leave student.cut.ffn out"):
-        narrow_ffn(GPT2LMHeadModel(config), random_examples(2), width=96)
-
-
-def test_the_layer_least_missed_goes_first(deep):
-    model = load(deep)
-    with torch.no_grad():
+        model.model.embed_tokens.weight[2].normal_(std=0.2)  # a fresh model's row of the padding is zero
         for part in (model.model.layers[2].self_attn.o_proj, model.model.layers[2].mlp.down_proj):
-            part.weight.zero_()  # layer 2 passes its input on
+            part.weight.zero_()
     examples = []
-    for prompt in random_examples(8):  # answers the model itself would give: it has nothing to gain from a cut
+    for prompt in random_examples(8):  # answers the model itself would give
         said = model.generate(torch.from_numpy(prompt.ids)[None], max_new_tokens=4, do_sample=False)[0].numpy()
         examples.append(Example(prompt.id, said, len(prompt.ids)))
-    kept = choose_layers(model, examples, count=4, report=SilentReporter())
+    return model, examples
+
+
+@pytest.mark.parametrize("score", ["loss", "influence"])
+def test_the_layer_least_missed_goes_first(idle, score):
+    model, examples = idle
+    kept = choose_layers(model, examples, count=4, report=SilentReporter(), score=score)
     assert kept == [0, 1, 3, 4]
     assert mean_loss(keep_layers(model, kept), examples) == pytest.approx(mean_loss(model, examples), rel=1e-5)
     assert len(model.model.layers) == 5
     with pytest.raises(InputError, match="at most 5, found 6"):
-        choose_layers(model, examples, count=6, report=SilentReporter())
+        choose_layers(model, examples, count=6, report=SilentReporter(), score=score)
+
+
+def test_block_influence_is_one_less_the_cosine_of_what_enters_and_leaves(idle):
+    model, examples = idle
+    cosines = []
+    for example in examples:  # alone, so without padding
+        with torch.no_grad():
+            states = hidden(model, torch.from_numpy(example.ids)[None])[:5]  # but the last, which has been normed
+        ends = [state[0].double() for state in states]
+        cosines.append([(a * b).sum(-1) / a.norm(dim=-1) / b.norm(dim=-1) for a, b in itertools.pairwise(ends)])
+    wanted = [1 - float(torch.cat(of_layer).mean()) for of_layer in zip(*cosines, strict=True)]
+    found = block_influences(model, examples)
+    assert found[:4] == pytest.approx(wanted, abs=1e-5)
+    assert found[2] == pytest.approx(0, abs=1e-6) and min(found[:2] + found[3:]) > 1e-3
+
+
+def test_the_order_of_removal_is_nested(idle):
+    model, examples = idle
+    order = removal_order(model, examples, count=3, report=SilentReporter())
+    assert order[0] == 2 and len(set(order)) == 3
+    for count in (1, 2):
+        assert removal_order(model, examples, count=count, report=SilentReporter()) == order[:count]
+
+
+def test_a_trial_without_a_layer_has_the_settings_of_those_left():
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(0)
+    kinds = ["sliding_attention", "full_attention", "full_attention"]
+    rope = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+    config = Gemma3TextConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=16, sliding_window=4, layer_types=kinds,
+        rope_parameters=rope | {"sliding_attention": {"rope_type": "default", "rope_theta": 1e2}},
+        initializer_range=0.3,
+    )  # fmt: skip
+    model, examples = Gemma3ForCausalLM(config).eval(), random_examples(4, low=8)
+    (first,) = removal_order(model, examples, count=1, report=SilentReporter())
+    losses = [mean_loss(keep_layers(model, [i for i in range(3) if i != out]), examples) for out in range(3)]
+    assert first == losses.index(min(losses)) and len({f"{loss:.3f}" for loss in losses}) == 3
+    assert model.config.layer_types == kinds and len(model.model.layers) == 3

@@ -14,7 +14,7 @@ from tiny_models import save_tiny_llama
 from tiny_training import fresh_accelerator, load
 
 from edgedistill.core.errors import InputError, StageError
-from edgedistill.core.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from edgedistill.core.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl, write_text
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.records import Message, Prompt, TeacherRecord
 from edgedistill.core.runfolder import StageContext
@@ -22,6 +22,7 @@ from edgedistill.runtimes.chat import encode, end_ids, load_tokenizer, render, t
 from edgedistill.runtimes.logit_cache import CacheIdentity, make_row, row_key, write_cache
 from edgedistill.train.folders import save_model
 from edgedistill.train.stage import run, run_teacher
+from edgedistill.train.student import own_records
 
 pytestmark = pytest.mark.usefixtures(fresh_accelerator.__name__)
 TEMPLATE = (
@@ -181,6 +182,8 @@ def test_student_is_cut_trained_and_compared(tmp_path, deep):
         assert tokenizer.convert_ids_to_tokens(end_ids(ctx.folder / arm)) == ["<|im_end|>"] and len(tokenizer) == 352
     weights = {arm: hashes(ctx.folder / arm)["model.safetensors"] for arm in ("untrained", "student", "control")}
     assert len(set(weights.values())) == 3
+    widths = {"hidden": 64, "ffn": 96, "heads": 4, "kv_heads": 2, "head_dim": 16}
+    assert ctx.figures["cut"] == {"layers": [0, 2], "candidates": [], "widths": widths}
     assert ctx.figures["student"]["steps"] == ctx.figures["control"]["steps"] == 6
     assert ctx.figures["student"]["kd_weight"] == 0.5 and ctx.figures["control"]["kd_weight"] == 0
     assert ctx.figures["trained_on"] == 10 and ctx.figures["validated_on"] == 2
@@ -303,7 +306,7 @@ def test_a_token_that_gold_alone_says_is_in_the_student_s_vocabulary(tmp_path, d
 def test_student_with_too_few_rows_is_refused(tmp_path, deep):
     small = trained(tmp_path / "a", deep).folder / "untrained"
     shutil.copyfile(deep / "tokenizer.json", small / "tokenizer.json")
-    with pytest.raises(InputError, match=r"the teacher's 384 tokens, found 352 embedding rows in .*\[student\.cut\]"):
+    with pytest.raises(InputError, match=r"the teacher's 384 tokens, found 352 embedding rows .*train.kd_weight = 0"):
         trained(tmp_path / "b", deep, student={"model": str(small)})
 
 
@@ -313,8 +316,48 @@ def test_student_of_another_tokenizer_is_refused(tmp_path, deep, tiny_llama):
     parsed = read_json(other / "tokenizer.json")
     parsed["model"]["merges"] = parsed["model"]["merges"][:40]
     write_json(other / "tokenizer.json", parsed)
-    with pytest.raises(InputError, match=r"the student tokenizes record r-p\d+ into .*with the teacher's tokenizer"):
+    with pytest.raises(InputError, match=r"the student tokenizes record r-p\d+ into .*, or set train.kd_weight = 0"):
         trained(tmp_path / "run", deep, student={"model": str(other)})
+
+
+def test_a_student_of_any_tokenizer_learns_the_teacher_s_text(tmp_path, deep):
+    other = save_tiny_llama(tmp_path / "other", layers=1, seed=8)
+    parsed = read_json(other / "tokenizer.json")
+    kept = parsed["model"]["merges"][:40]  # other tokens under the teacher's ids
+    parsed["model"]["merges"] = kept
+    write_json(other / "tokenizer.json", parsed)
+    write_text(other / "chat_template.jinja", TEMPLATE.replace("assistant", "robot"))
+    train = {"lr": 3e-3, "epochs": 2, "batch_size": 4, "valid_share": 0.2, "dtype": "fp32", "kd_weight": 0.0}
+    ctx = trained(tmp_path / "run", deep, student={"model": str(other)}, train=train)
+    assert ctx.figures["trained_on"] == 10 and ctx.figures["student"]["valid_loss"] > 0
+    for arm in ("untrained", "student"):
+        assert sha256_file(ctx.folder / arm / "tokenizer.json") == sha256_file(other / "tokenizer.json")
+        assert "robot" in load_tokenizer(ctx.folder / arm).chat_template
+    records = [TeacherRecord.model_validate(r) for r in read_jsonl(ctx.folder_of("synth") / "records-00000.jsonl")]
+    (own,) = own_records(records[:1], student=ctx.folder / "student", template=TEMPLATE)
+    tokenizer = load_tokenizer(other)
+    assert own.prompt_ids != records[0].prompt_ids and own.logits_key is None
+    assert tokenizer.decode(own.prompt_ids) == render(tokenizer, own.messages, template=TEMPLATE)
+    assert tokenizer.decode(own.answer_ids) == f"{own.answer}<|im_end|>"
+
+
+def test_a_tokenizer_with_more_tokens_than_its_model_has_rows_is_refused(tmp_path, deep):
+    small = trained(tmp_path / "a", deep).folder / "untrained"
+    shutil.copyfile(deep / "tokenizer.json", small / "tokenizer.json")
+    train = {"lr": 3e-3, "epochs": 1, "batch_size": 4, "dtype": "fp32", "kd_weight": 0.0}
+    with pytest.raises(InputError, match=r"expected a row for each token .* found 352 rows and token 3\d\d in record"):
+        trained(tmp_path / "b", deep, student={"model": str(small)}, train=train)
+
+
+def test_a_student_within_a_target_is_chosen_and_told_of(tmp_path, deep):
+    cut = {"target_parameters": 60_000, "layer_score": "influence", "vocab": 352}
+    ctx = trained(tmp_path, deep, student={"cut": cut})
+    model, candidates = load(ctx.folder / "untrained"), ctx.figures["cut"]["candidates"]
+    assert sum(p.numel() for p in model.parameters()) == candidates[0]["size"] <= 60_000
+    assert [c["loss"] for c in candidates] == sorted(c["loss"] for c in candidates) and len(candidates) > 3
+    assert len(ctx.figures["cut"]["layers"]) == candidates[0]["layers"] == model.config.num_hidden_layers
+    assert any("shapes within 60,000 parameters chose" in note for note in ctx.report.notes)
+    assert any("no multiple of 256" in note for note in ctx.report.notes)
 
 
 def test_distributions_of_another_template_are_refused(tmp_path, deep):
@@ -381,3 +424,20 @@ def test_odd_records_are_told(tmp_path, deep):
     run(ctx)
     assert "1 of 14 records longer than the student's 512 tokens, left out: long" in ctx.report.notes
     assert "1 of 14 records of the same text as another, kept: again as r-p0" in ctx.report.notes
+
+
+def test_in_two_steps_each_arm_is_trained_between_depth_and_width(tmp_path, deep):
+    ctx = trained(tmp_path, deep, student={"cut": {"layers": (0, 2), "ffn": 96, "vocab": 352, "steps": 2}})
+    models = {path.parent.name: load(path.parent) for path in ctx.folder.glob("*/config.json")}
+    arms = ("student", "control")
+    assert models.keys() == {"untrained"} | {f"{arm}{step}" for arm in arms for step in ("-wide", "-narrow", "")}
+    for name, model in models.items():
+        wide = name == "untrained" or name.endswith("-wide")
+        assert (model.config.intermediate_size, len(model.model.layers)) == (128 if wide else 96, 2), name
+    for arm, other in (arms, arms[::-1]):
+        names = ("untrained", f"{arm}-wide", f"{other}-wide", f"{arm}-narrow", arm)
+        before, own, theirs, start, end = (models[name].model.layers[1].mlp.up_proj.weight for name in names)
+        assert not torch.equal(own, before) and not torch.equal(own, theirs) and not torch.equal(start, end)
+        assert {tuple(row) for row in start.tolist()} < {tuple(row) for row in own.tolist()}
+    assert ctx.figures["student-wide"]["kd_weight"] == 0.5 and ctx.figures["control-wide"]["kd_weight"] == 0
+    assert load_tokenizer(ctx.folder / "student").chat_template == load_tokenizer(deep).chat_template

@@ -149,6 +149,21 @@ def test_most_frequent_english_comes_before_early_merges(source):
     assert last in kept[1] and last not in kept[0]
 
 
+def test_frequent_english_brings_no_twin_that_it_does_not_use(source):
+    parsed = trim.read_tokenizer(source)
+    vocab = parsed["model"]["vocab"]
+    twins = {vocab[t]: vocab[t[1:]] for t in vocab if t.startswith("Ġ") and t[1:] in vocab and len(t) > 2}
+    parts = trim._Parts(vocab, {pair: rank for rank, pair in enumerate(parsed["model"]["merges"])})
+    needed = set().union(*(parts.of(token) for token in twins))
+    unused = set(twins.values()) - needed
+    alphabet = {i for text, i in vocab.items() if len(text) == 1}
+    size = len(alphabet | needed) // 32 * 32  # nothing else has room
+    english = {token: 9 if twin in unused else 1 for token, twin in twins.items()}
+    keep = trim.choose_tokens(parsed, size=size, task={}, english=english, protected=["<|im_end|>"])
+    assert unused and not unused & set(keep.tolist())
+    assert {token for token, count in english.items() if count == 9} <= set(keep.tolist())
+
+
 def test_a_word_is_kept_with_and_without_a_space_before_it(source):
     parsed = trim.read_tokenizer(source)
     vocab = parsed["model"]["vocab"]
