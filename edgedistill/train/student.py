@@ -13,8 +13,8 @@ import numpy as np
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import atomic_folder, read_json, write_json
 from edgedistill.core.records import TeacherRecord
-from edgedistill.runtimes.chat import encode, end_ids, load_tokenizer, render
-from edgedistill.train.folders import copy_tokenizer, link_model, read_shape, token_texts, turn_end
+from edgedistill.runtimes.chat import encode, end_ids, load_tokenizer, render, turn_end
+from edgedistill.train.folders import copy_tokenizer, link_model, read_shape, token_texts
 
 # What always works, whatever the tokenizers: sequence-level distillation (arXiv:1606.07947).
 BY_TEXT = "or set train.kd_weight = 0, by which the student learns the teacher's text in its own tokens"
