@@ -52,7 +52,7 @@ def prepare(folder: Path, *, model: str, layers: Sequence[int], chats: int) -> d
     from edgedistill.runtimes.sources import resolve_model
     from edgedistill.synth.home import splits
     from edgedistill.train.data import collate, gold_records, record_examples
-    from edgedistill.train.folders import copy_tokenizer, load_model, save_model, turn_end
+    from edgedistill.train.folders import copy_tokenizer, load_model, save_model
     from edgedistill.train.launch import save_examples
     from edgedistill.train.online import load_live
     from edgedistill.train.prune import keep_layers
@@ -60,7 +60,7 @@ def prepare(folder: Path, *, model: str, layers: Sequence[int], chats: int) -> d
     source = resolve_model(model).folder
     tokenizer = chat.load_tokenizer(source)
     template = chat.template_of(tokenizer, None)
-    end = turn_end(tokenizer, template=template, ends=chat.end_ids(source))
+    end = chat.turn_end(tokenizer, template=template, ends=chat.end_ids(source))
     said = splits(SEED, gold=chats, valid=0, heldout=0, prompts=0).gold
     prompts = [
         Prompt(id=f"c{i}", messages=(Message(role="user", content=u.text),), answer=u.answer)

@@ -57,7 +57,7 @@ def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_room_for_files(recipe: Path, tmp_path: Path) -> None:
-    code, said = synth(recipe, tmp_path, kind=resource.RLIMIT_FSIZE, limit=8_000)
+    code, said = synth(recipe, tmp_path, kind=resource.RLIMIT_FSIZE, limit=12_000)
     assert code == 4 and "failed: the disk is full" in said and "free space and run again" in said, said
     whole = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tiny/*/manifest.json")}
     assert whole, "no stage before the full one was kept"

@@ -170,7 +170,7 @@ class LogitCache:
                 raise ValueError("CRC-32 differs")
             tokens = file.tensors["tokens"]
             row = decode_row(np.asarray(raw), positions=len(answer_ids), span=max(1, len(tokens)))
-            ids = np.where(row.ids >= 0, tokens[row.ids] if len(tokens) else -1, -1).astype(np.int32)
+            ids = np.where(row.ids >= 0, tokens[row.ids].astype(np.int32), np.int32(-1)) if len(tokens) else row.ids
             order = np.argsort(np.where(ids < 0, np.inf, -row.logprobs), axis=1, kind="stable")
             ids, logprobs = (np.take_along_axis(x, order, axis=1) for x in (ids, row.logprobs))
             return LogitRow(ids, logprobs, row.tail)

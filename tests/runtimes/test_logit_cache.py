@@ -101,10 +101,19 @@ def test_the_order_of_shards_and_rows_does_not_matter(cache_file: Path, tmp_path
 
 
 def test_ids_of_a_large_vocabulary_come_back(tmp_path: Path) -> None:
-    row = make_row([[70_000, 5], [151_935, 65_535]], np.log([[0.75, 0.25], [0.5, 0.25]]))
+    row = make_row(
+        [[70_000, 5], [151_935, 65_535], [5, 6]], np.log([[0.75, 0.25], [0.5, 0.25], [0.9, 1e-3]]), least=0.1
+    )
+    write_cache(tmp_path / "c", {row_key([1], [2, 3, 4], identity=IDENTITY): row}, identity=IDENTITY)
+    back = open_cache([tmp_path / "c"]).row(prompt_ids=[1], answer_ids=[2, 3, 4], record="a")
+    assert back.ids.tolist() == [[70_000, 5], [151_935, 65_535], [5, -1]]
+
+
+def test_a_position_that_keeps_fewer_tokens_than_its_neighbour_has_no_others(tmp_path: Path) -> None:
+    row = make_row([[7, 5], [9, 8]], np.log([[0.6, 0.3], [0.9, 1e-3]]), least=0.1)
     write_cache(tmp_path / "c", {row_key([1], [2, 3], identity=IDENTITY): row}, identity=IDENTITY)
     back = open_cache([tmp_path / "c"]).row(prompt_ids=[1], answer_ids=[2, 3], record="a")
-    assert back.ids.tolist() == [[70_000, 5], [151_935, 65_535]]
+    assert back.ids.tolist() == [[7, 5], [9, -1]] and back.logprobs[1, 1] == 0
 
 
 @pytest.mark.parametrize(("prompt", "answer"), [([1, 2], [3, 4, 6]), ([1, 2, 3], [4, 5, 2]), ([1], [2, 3, 4, 5])])
