@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import killed
 from synth_batch_server import BatchServer, serve_batches
 
 from edgedistill.core.errors import StageError
@@ -110,24 +108,9 @@ def test_killed_while_batches_are_at_work_nothing_is_sent_twice(
     with serve_batches() as server:  # what is imported here, no child has to import
         ask(server, prompts, tmp_path / "before", engine)
     with serve_batches(polls=6) as server:
-        while kills < 60:
-            child = os.fork()
-            if child == 0:
-                code = 1
-                try:
-                    ask(server, prompts, tmp_path / "j", engine)
-                    code = 0
-                finally:
-                    os._exit(code)
-            deadline = time.monotonic() + 0.05 + 0.05 * (seed + kills)
-            while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
-                time.sleep(0.002)
-            if ended[0]:
-                assert ended[1] == 0
-                break
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        while killed(lambda: ask(server, prompts, tmp_path / "j", engine), after_s=0.05 + 0.05 * (seed + kills)):
             kills += 1
+            assert kills < 60
         sizes = [len(b["requests"]) for b in server.batches.values()]
     assert kills >= 1 and sorted(sizes) == [2, 7, 7, 7, 7] and set(server.answered.values()) == {1}
     past, _ = read_past(tmp_path / "j" / "answers.jsonl")

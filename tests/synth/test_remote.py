@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import random
-import signal
-import time
 import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import killed
 from synth_api_server import Server, serve
 
 from edgedistill.core.errors import StageError
@@ -164,24 +162,9 @@ def test_killed_at_random_moments_nothing_is_lost_or_asked_twice(tmp_path: Path,
         return "status=500" if zlib.crc32(f"{text} {attempt}".encode()) % 9 == 0 else ""
 
     with serve(delay_s=0.01, plan=plan) as server:
-        while kills < 200:
-            child = os.fork()
-            if child == 0:
-                code = 1
-                try:
-                    ask(server, [prompts], tmp_path / "j", concurrency=6)
-                    code = 0
-                finally:
-                    os._exit(code)
-            deadline = time.monotonic() + rng.uniform(0.02, 0.25)
-            while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
-                time.sleep(0.002)
-            if ended[0]:
-                assert ended[1] == 0
-                break
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        while killed(lambda: ask(server, [prompts], tmp_path / "j", concurrency=6), after_s=rng.uniform(0.02, 0.25)):
             kills += 1
+            assert kills < 200
     past, whole = read_past(tmp_path / "j" / "answers.jsonl")
     assert kills >= 3 and past.answered == 150 and whole == (tmp_path / "j" / "answers.jsonl").stat().st_size
     lines = [json.loads(line) for line in (tmp_path / "j" / "answers.jsonl").read_text().splitlines()]
