@@ -29,12 +29,14 @@ Variant = Literal[
 class Synth(Noun):
     """How the teacher labels: batched, in shards, with the log-probs of the likeliest tokens at each answer token.
 
-    At most `top_k` are kept, no more than hold `top_p` of the mass, and none below `least_probability`.
+    At most `top_k` are kept, no more than hold `top_p` of the mass, and none below `least_probability`; or, with
+    `kept = "drawn"`, `top_k` tokens are drawn from the whole distribution, which leaves forward-kl without bias.
     """
 
     label_gold: bool = True
     batch_size: Positive = 128
     shard_size: Positive = 512
+    kept: Literal["likeliest", "drawn"] = "likeliest"
     top_k: Annotated[int, Field(ge=1, le=255)] = 64
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.999
     least_probability: Annotated[float, Field(ge=0, lt=1)] = 2.5e-3
@@ -185,6 +187,17 @@ class Recipe(Noun):
         if self.export.calibrate and self.train.qat is not None:
             raise ValueError(
                 "expected either export.calibrate or [train.qat]: export writes the codes that training ended on"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _draws_are_linear(self) -> Recipe:
+        train = self.train
+        learns = train.teacher == "cached" and train.kd_weight > 0
+        if self.synth.kept == "drawn" and learns and (train.divergence, train.temperature) != ("forward-kl", 1.0):
+            raise ValueError(
+                'expected train.divergence = "forward-kl" and train.temperature = 1 with synth.kept = "drawn", found '
+                f'"{train.divergence}" and {train.temperature:g}: of draws only that one has no bias'
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,7 +22,8 @@ class Generation:
     """One greedy answer: its ids (the end id included), why it ended, and what the model thought at each position.
 
     `top_ids` and `top_logprobs` are `[len(ids), k]`, best first, at temperature 1 over the whole vocabulary; row `i` is
-    the distribution that `ids[i]` was taken from. Both are None where no log-probs were asked for.
+    the distribution that `ids[i]` was taken from. Where it was drawn from, they are what `drawn_logprobs` gives. Both
+    are None where no log-probs were asked for.
     """
 
     ids: list[int]
@@ -55,8 +57,12 @@ class Session(Protocol):
         max_new_tokens: int,
         eos_ids: frozenset[int],
         top_k_logprobs: int = 0,
+        drawn: bool = False,
     ) -> list[Generation]:
-        """Answer every prompt greedily, many at a time, in the prompts' order; the running sequence is forgotten."""
+        """Answer every prompt greedily, many at a time, in the prompts' order; the running sequence is forgotten.
+
+        `drawn` draws `top_k_logprobs` tokens at each position instead of taking the likeliest.
+        """
 
     def close(self) -> None:
         """Free the model; the session is of no use afterwards."""
@@ -137,6 +143,26 @@ def top_logprobs(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         peak = rows.max(axis=1, keepdims=True)
         total = np.log(np.exp(rows - peak).sum(axis=1, keepdims=True)) + peak
         values[begin : begin + len(rows)] = np.take_along_axis(rows, ids[begin : begin + len(rows)], axis=1) - total
+    return ids, values
+
+
+def drawn_logprobs(logits: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids drawn `draws` times from each row of `[n, vocab]`, and the logs of their shares of the draws, `[n, draws]`.
+
+    The expected share is the probability, so a loss that is linear in the probabilities has no bias from them
+    (Anshumann et al. 2025, https://arxiv.org/abs/2503.16870). Most drawn first; behind them ids are -1 and logs 0. A
+    row alone decides what is drawn from it: equal rows give equal draws.
+    """
+    ids = np.full((len(logits), draws), -1, np.int32)
+    values = np.zeros((len(logits), draws), np.float32)
+    for row, scores in enumerate(np.asarray(logits, np.float32)):
+        rising = np.cumsum(np.exp(scores - scores.max(), dtype=np.float64))
+        points = np.random.default_rng(zlib.crc32(scores.tobytes())).random(draws) * rising[-1]
+        places = np.minimum(np.searchsorted(rising, points, side="right"), len(scores) - 1)
+        found, counts = np.unique(places, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        ids[row, : len(found)] = found[order]
+        values[row, : len(found)] = np.log(counts[order] / draws)
     return ids, values
 
 

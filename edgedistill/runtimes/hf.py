@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from edgedistill.core.errors import InputError
-from edgedistill.runtimes.base import Generation, check_batch, check_room, finished, top_logprobs
+from edgedistill.runtimes.base import Generation, check_batch, check_room, drawn_logprobs, finished, top_logprobs
 from edgedistill.runtimes.chat import refused_as
 from edgedistill.runtimes.memory import freed_memory_kept
 from edgedistill.runtimes.sources import check_folder
@@ -83,6 +83,7 @@ class HfSession:
         max_new_tokens: int,
         eos_ids: frozenset[int],
         top_k_logprobs: int = 0,
+        drawn: bool = False,
     ) -> list[Generation]:
         check_batch(batch, max_new_tokens=max_new_tokens, context=self.context, vocab=self.vocab)
         self.reset()
@@ -93,8 +94,9 @@ class HfSession:
             chosen, order = order[:rows], order[rows:]
             with freed_memory_kept():
                 answers = self._answer(
-                    [batch[i] for i in chosen], max_new_tokens=max_new_tokens, eos_ids=eos_ids, top_k=top_k_logprobs
-                )
+                    [batch[i] for i in chosen], max_new_tokens=max_new_tokens, eos_ids=eos_ids, top_k=top_k_logprobs,
+                    drawn=drawn,
+                )  # fmt: skip
             done.update(zip(chosen, answers, strict=True))
         return [done[i] for i in range(len(batch))]
 
@@ -107,7 +109,7 @@ class HfSession:
         return self.model(ids, use_cache=True, **keep, **inputs).logits[:, -1]
 
     def _answer(
-        self, prompts: list[list[int]], *, max_new_tokens: int, eos_ids: frozenset[int], top_k: int
+        self, prompts: list[list[int]], *, max_new_tokens: int, eos_ids: frozenset[int], top_k: int, drawn: bool
     ) -> list[Generation]:
         """One batch: the common beginning once, the rest left-padded; ended rows leave, an eighth at a time."""
         cache = DynamicCache(config=self.model.config)
@@ -131,8 +133,9 @@ class HfSession:
             logits = self._last(
                 ids, attention_mask=mask[:, : width + step], position_ids=positions, past_key_values=cache
             ).float()
-            top = top_logprobs(logits.numpy(), top_k) if top_k else None
-            token = torch.from_numpy(top[0][:, 0].astype(np.int64)) if top else logits.argmax(-1)
+            look = drawn_logprobs if drawn else top_logprobs
+            top = look(logits.numpy(), top_k) if top_k else None
+            token = torch.from_numpy(top[0][:, 0].astype(np.int64)) if top and not drawn else logits.argmax(-1)
             for row, (prompt, chosen, alive) in enumerate(
                 zip(rows.tolist(), token.tolist(), live.tolist(), strict=True)
             ):

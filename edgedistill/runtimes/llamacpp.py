@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgedistill.core.errors import InputError, StageError
-from edgedistill.runtimes.base import Generation, check_batch, check_room, finished, top_logprobs
+from edgedistill.runtimes.base import Generation, check_batch, check_room, drawn_logprobs, finished, top_logprobs
 from edgedistill.runtimes.llama_lib import library, load, why
 
 PARALLEL = 32  # sequences decoded together; more only add masked cells to every row of the unified cache
@@ -178,6 +178,7 @@ class LlamaSession:
         max_new_tokens: int,
         eos_ids: frozenset[int],
         top_k_logprobs: int = 0,
+        drawn: bool = False,
     ) -> list[Generation]:
         check_batch(batch, max_new_tokens=max_new_tokens, context=self.context, vocab=self.vocab)
         self.reset()
@@ -200,7 +201,8 @@ class LlamaSession:
                 room -= len(batch[index])
             rows = context.run(parts)
             best = rows.argmax(axis=1)
-            tops = top_logprobs(rows, top_k_logprobs) if top_k_logprobs else None
+            look = drawn_logprobs if drawn else top_logprobs
+            tops = look(rows, top_k_logprobs) if top_k_logprobs else None
             for row, (sequence, _, fed, _) in enumerate(parts):
                 slot = running[sequence]
                 slot.position += len(fed)

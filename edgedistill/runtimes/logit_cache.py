@@ -11,7 +11,7 @@ reads it; a file is mapped into memory, and a row is decoded when it is asked fo
 - `body` uint8 `[bytes]`: rows as `runtimes.logit_codes` describes them, tokens by their places in `tokens`
 
 The header's metadata has one entry, `identity`: the canonical JSON of `CacheIdentity`.
-A position keeps as many tokens as `make_row` leaves it.
+A position keeps as many tokens as `make_row` leaves it, or those that were drawn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from edgedistill.core.files import atomic_path, canonical_json, digest_of
 from edgedistill.runtimes.logit_codes import MOST_KEPT, LogitRow, decode_row, encode_row
 from edgedistill.runtimes.safetensors_file import check_safetensors
 
-FORMAT = 2
+FORMAT = 3
 KEY_BYTES = 16
 LAYOUT = {"body": "U8", "keys": "U8", "positions": "U32", "sizes": "U32", "sums": "U32"}
 NUMBERS = {"U8": np.dtype(np.uint8), "U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
@@ -40,11 +40,15 @@ NUMBERS = {"U8": np.dtype(np.uint8), "U16": np.dtype("<u2"), "U32": np.dtype("<u
 
 @dataclass(frozen=True)
 class CacheIdentity:
-    """Whose distributions a file holds: hashes of tokenizer and chat template, and the teacher's revision."""
+    """Whose distributions a file holds: hashes of tokenizer and chat template, and the teacher's revision.
+
+    With `draws`, tokens of each position were drawn so often from the whole distribution; without, the likeliest stand.
+    """
 
     tokenizer: str
     template: str
     teacher: str
+    draws: int = 0
     format: int = FORMAT
 
 
@@ -97,7 +101,9 @@ def _placed(ids: np.ndarray, logprobs: np.ndarray, kept: np.ndarray, *, tail: np
 def write_cache(path: Path, rows: Mapping[str, LogitRow], *, identity: CacheIdentity) -> None:
     """Write one shard's rows, keyed by `row_key`, atomically; equal rows give equal bytes."""
     tokens, places = _ranked(rows.values())
-    bodies = [encode_row(_at_places(row, places), span=max(1, len(tokens))) for row in rows.values()]
+    bodies = [
+        encode_row(_at_places(row, places), span=max(1, len(tokens)), draws=identity.draws) for row in rows.values()
+    ]
     keys = b"".join(bytes.fromhex(key)[:KEY_BYTES] for key in rows)
     tensors = {
         "keys": np.frombuffer(keys, np.uint8).reshape(len(rows), KEY_BYTES),
@@ -169,7 +175,9 @@ class LogitCache:
             if zlib.crc32(raw) != file.tensors["sums"][number]:
                 raise ValueError("CRC-32 differs")
             tokens = file.tensors["tokens"]
-            row = decode_row(np.asarray(raw), positions=len(answer_ids), span=max(1, len(tokens)))
+            row = decode_row(
+                np.asarray(raw), positions=len(answer_ids), span=max(1, len(tokens)), draws=self.identity.draws
+            )
             ids = np.where(row.ids >= 0, tokens[row.ids].astype(np.int32), np.int32(-1)) if len(tokens) else row.ids
             order = np.argsort(np.where(ids < 0, np.inf, -row.logprobs), axis=1, kind="stable")
             ids, logprobs = (np.take_along_axis(x, order, axis=1) for x in (ids, row.logprobs))

@@ -5,7 +5,8 @@ Of `T` positions that keep `counts` tokens each, `N` in all, the bytes are, one 
 - `counts` uint8 `[T]`
 - `tails` uint16 little-endian `[T]`: -2048 · ln of the probability of all tokens not kept; 65,535 is none at all
 - `codes` uint8 `[N]`: `q` is the log-probability -16 · (q / 255)², each position scaled to the sum of 1 - tail. Steps
-  grow with distance from 1, so that likely tokens have the finest ones
+  grow with distance from 1, so that likely tokens have the finest ones. Where tokens were drawn, `q` is how often, and
+  the probability is its share of the position's draws, with nothing rounded
 - the low bits of the tokens' places, lowest first, `w` for each of a position that keeps `n`:
   `w = max(0, ⌊log2(span // n)⌋ - 1)`
 - their high bits: the places of a position are in rising order, and of each the difference of `place >> w` to the one
@@ -40,12 +41,15 @@ class LogitRow:
     tail: np.ndarray
 
 
-def encode_row(row: LogitRow, *, span: int) -> bytes:
-    """The bytes of a row whose `ids` are places below `span`, rising in each position."""
+def encode_row(row: LogitRow, *, span: int, draws: int = 0) -> bytes:
+    """The bytes of a row whose `ids` are places below `span`, rising in each position, drawn if there are `draws`."""
     kept = row.ids >= 0
     counts = kept.sum(1)
     ids = row.ids[kept].astype(np.int64)
-    codes = np.rint(STEPS * np.sqrt(np.clip(-row.logprobs[kept] / DEEPEST, 0, 1))).astype(np.uint8)
+    if draws:
+        codes = np.rint(np.exp(row.logprobs[kept]) * draws).astype(np.uint8)
+    else:
+        codes = np.rint(STEPS * np.sqrt(np.clip(-row.logprobs[kept] / DEEPEST, 0, 1))).astype(np.uint8)
     with np.errstate(divide="ignore"):
         tails = np.clip(np.rint(-TAIL_STEPS * np.log(row.tail.astype(np.float64))), 0, NO_TAIL).astype("<u2")
     widths = np.repeat(_low_widths(span)[counts], counts)
@@ -59,8 +63,8 @@ def encode_row(row: LogitRow, *, span: int) -> bytes:
     return b"".join(part.tobytes() for part in (*parts, np.packbits(ones, bitorder="little")))
 
 
-def decode_row(raw: np.ndarray, *, positions: int, span: int) -> LogitRow:
-    """The row of `positions` whose bytes are `raw` uint8 `[size]`; its `ids` are places.
+def decode_row(raw: np.ndarray, *, positions: int, span: int, draws: int = 0) -> LogitRow:
+    """The row of `positions` whose bytes are `raw` uint8 `[size]`; its `ids` are places, drawn if there are `draws`.
 
     Raises:
         ValueError: the bytes are none of such a row.
@@ -80,11 +84,13 @@ def decode_row(raw: np.ndarray, *, positions: int, span: int) -> LogitRow:
     ids = (high << widths) | _low_values(raw[at + total : low_end], widths)
     tail = np.where(tails == NO_TAIL, 0.0, np.exp(tails / -TAIL_STEPS))
     here = np.arange(max(1, int(counts.max(initial=0)))) < counts[:, None]
-    logprobs = np.zeros(here.shape)
-    logprobs[here] = -DEEPEST * (codes / STEPS) ** 2
-    mass = (np.exp(logprobs) * here).sum(1)
-    with np.errstate(divide="ignore"):
-        logprobs += np.where(mass > 0, np.log(np.maximum(1 - tail, 1e-12) / np.maximum(mass, 1e-300)), 0)[:, None]
+    weights = np.zeros(here.shape)
+    weights[here] = codes if draws else np.exp(-DEEPEST * (codes / STEPS) ** 2)
+    mass = weights.sum(1)
+    if draws and not (mass == draws).all():
+        raise ValueError(f"expected {draws} draws at each position, found others")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logprobs = np.log(weights * (np.maximum(1 - tail, 1e-12) / np.maximum(mass, 1e-300))[:, None])
     placed = np.full(here.shape, -1, np.int32)
     placed[here] = ids
     return LogitRow(placed, np.where(here, logprobs, 0).astype(np.float32), tail.astype(np.float32))

@@ -12,7 +12,7 @@ import onnxruntime_genai as genai
 
 from edgedistill.core.errors import InputError, shortened
 from edgedistill.core.files import read_json
-from edgedistill.runtimes.base import Generation, check_batch, check_room, finished, top_logprobs
+from edgedistill.runtimes.base import Generation, check_batch, check_room, drawn_logprobs, finished, top_logprobs
 from edgedistill.runtimes.onnx_file import check_genai_folder
 
 BATCH_ROWS = 32
@@ -78,10 +78,11 @@ class OnnxSession:
         max_new_tokens: int,
         eos_ids: frozenset[int],
         top_k_logprobs: int = 0,
+        drawn: bool = False,
     ) -> list[Generation]:
         check_batch(batch, max_new_tokens=max_new_tokens, context=self.context, vocab=self.vocab)
         self.reset()
-        ask = {"max_new_tokens": max_new_tokens, "eos_ids": eos_ids, "top_k": top_k_logprobs}
+        ask = {"max_new_tokens": max_new_tokens, "eos_ids": eos_ids, "top_k": top_k_logprobs, "drawn": drawn}
         if not self._end_ids <= eos_ids:  # a batch stops at the folder's own ends, asked for or not
             return [self._answer_alone(prompt, **ask) for prompt in batch]
         done: dict[int, Generation] = {}
@@ -97,7 +98,7 @@ class OnnxSession:
         del self._one, self._model
 
     def _answer_alone(
-        self, prompt: list[int], *, max_new_tokens: int, eos_ids: frozenset[int], top_k: int
+        self, prompt: list[int], *, max_new_tokens: int, eos_ids: frozenset[int], top_k: int, drawn: bool
     ) -> Generation:
         answer: list[int] = []
         tops: list[tuple[np.ndarray, np.ndarray]] = []
@@ -105,13 +106,13 @@ class OnnxSession:
         while not _ended(answer, eos_ids) and len(answer) < max_new_tokens:
             logits = self.feed(answer[-1:] or prompt)
             if top_k:
-                best, values = top_logprobs(logits[None], top_k)
+                best, values = (drawn_logprobs if drawn else top_logprobs)(logits[None], top_k)
                 tops.append((best[0], values[0]))
             answer.append(int(logits.argmax()))
         return finished(answer, tops, eos_ids=eos_ids)
 
     def _answer_together(
-        self, prompts: list[list[int]], *, max_new_tokens: int, eos_ids: frozenset[int], top_k: int
+        self, prompts: list[list[int]], *, max_new_tokens: int, eos_ids: frozenset[int], top_k: int, drawn: bool
     ) -> list[Generation]:
         """One batch of prompts of one length; begun anew with the rows still running once half of them have ended."""
         length = len(prompts[0]) + max_new_tokens
@@ -119,8 +120,9 @@ class OnnxSession:
         tops: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in prompts]
         rows = list(range(len(prompts)))
         generator = self._begin([prompts[row] for row in rows], length=length)
+        look = drawn_logprobs if drawn else top_logprobs
         for _ in range(max_new_tokens):
-            top = top_logprobs(generator.get_logits()[:, -1].astype(np.float32), top_k) if top_k else None
+            top = look(generator.get_logits()[:, -1].astype(np.float32), top_k) if top_k else None
             generator.generate_next_token()
             chosen = generator.get_next_tokens()
             for at, row in enumerate(rows):

@@ -67,7 +67,7 @@ def label(
     `ask` answers a batch of prompts' ids greedily; `judge(answer, finish, prompt)` gives the reason and detail of a
     reject or None; `progress(done, total, answer tokens of this process)` is told after each batch. A repeated request
     is not asked twice but rejected as a duplicate of the first. `top_k` log-probs are asked for and `cut` as `make_row`
-    does.
+    does, unless they were drawn.
 
     Raises:
         InputError: what an earlier run left in `folder` is damaged or does not belong to these requests.
@@ -101,7 +101,7 @@ def label(
                 continue
             record = _record(request, text, answer.ids, identity=identity)
             records.append(record)
-            rows[record.logits_key or ""] = _row(request, answer, cut=cut)
+            rows[record.logits_key or ""] = _row(request, answer, cut=cut, drawn=identity.draws > 0)
         write_cache(folder / f"logits-{number:05d}.safetensors", rows, identity=identity)
         write_jsonl(folder / "rejected.jsonl", [r.model_dump(mode="json") for r in rejected])
         write_jsonl(folder / f"records-{number:05d}.jsonl", [r.model_dump(mode="json") for r in records])
@@ -154,7 +154,9 @@ def _record(request: Request, text: str, answer_ids: Sequence[int], *, identity:
     )
 
 
-def _row(request: Request, answer: Generation, *, cut: Mapping[str, float]) -> LogitRow:
+def _row(request: Request, answer: Generation, *, cut: Mapping[str, float], drawn: bool) -> LogitRow:
+    if drawn:
+        return LogitRow(answer.top_ids, answer.top_logprobs, np.zeros(len(answer.ids), np.float32))
     try:
         return make_row(answer.top_ids, answer.top_logprobs, **cut)
     except ValueError as e:

@@ -93,12 +93,16 @@ def run_synth(context: StageContext) -> None:
     tokenizer = chat.load_tokenizer(folder)
     template = chat.template_of(tokenizer, task.chat_template)
     ends = frozenset(chat.end_ids(folder))
+    drawn = synth.kept == "drawn"
     identity = CacheIdentity(
-        tokenizer=chat.tokenizer_hash(folder), template=chat.template_hash(template), teacher=teacher
+        tokenizer=chat.tokenizer_hash(folder),
+        template=chat.template_hash(template),
+        teacher=teacher,
+        draws=synth.top_k if drawn else 0,
     )
-    cut = {"top_p": synth.top_p, "least": synth.least_probability}
+    cut = {} if drawn else {"top_p": synth.top_p, "least": synth.least_probability}
     asked = {"greedy": True, "max_new_tokens": task.max_new_tokens, "end_ids": sorted(ends)}
-    sampling = asked | {"top_k": synth.top_k, **cut}
+    sampling = asked | {"kept": synth.kept, "top_k": synth.top_k, **cut}
     requests = []
     for prompt in _prompts(context):
         text = chat.render(tokenizer, prompt.messages, template=template)
@@ -122,7 +126,7 @@ def run_synth(context: StageContext) -> None:
             requests,
             folder=context.folder,
             ask=lambda batch: session.generate(
-                batch, max_new_tokens=task.max_new_tokens, eos_ids=ends, top_k_logprobs=synth.top_k
+                batch, max_new_tokens=task.max_new_tokens, eos_ids=ends, top_k_logprobs=synth.top_k, drawn=drawn
             ),
             decode=lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False),
             judge=judge,

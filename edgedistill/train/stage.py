@@ -280,7 +280,7 @@ def _cache(context: StageContext, records: Sequence[TeacherRecord], *, template:
     from edgedistill.runtimes import chat
     from edgedistill.runtimes.logit_cache import CacheIdentity, open_cache
 
-    taught = [record for record in records if record.logits_key is not None]
+    taught, synth = [record for record in records if record.logits_key is not None], context.recipe.synth
     if not taught:
         return None
     if len(teachers := {record.teacher for record in taught}) > 1:
@@ -289,6 +289,7 @@ def _cache(context: StageContext, records: Sequence[TeacherRecord], *, template:
         tokenizer=chat.tokenizer_hash(context.folder_of("teacher")),
         template=chat.template_hash(template),
         teacher=taught[0].teacher,
+        draws=synth.top_k if synth.kept == "drawn" and not context.recipe.teacher.is_api else 0,
     )
     return open_cache(sorted(context.folder_of("synth").glob("logits-*.safetensors")), identity=identity)
 

@@ -161,6 +161,13 @@ def test_a_target_in_bytes_is_read_with_its_unit() -> None:
     assert recipe.student.cut and recipe.student.cut.most_bytes == 20e6 and recipe.student.cut.layers is None
 
 
+def test_draws_teach_forward_kl_alone() -> None:
+    (line,) = refusal(synth={"kept": "drawn"}, train={"divergence": "jsd"})
+    assert 'synth.kept = "drawn", found "jsd" and 1: of draws only that one has no bias' in line
+    for train in ({}, {"divergence": "jsd", "kd_weight": 0.0}):
+        assert validate(Recipe, RECIPE | {"synth": {"kept": "drawn"}, "train": train}, source="r").synth.kept == "drawn"
+
+
 def test_two_steps_and_a_grid_exclude_one_another() -> None:
     found = refusal(student={"cut": {"layers": [0], "steps": 2}}, train={"qat": {}})
     assert found == ["expected student.cut.steps = 1 with [train.qat]: cutting again leaves the grid"]

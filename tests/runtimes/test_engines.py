@@ -114,6 +114,19 @@ def test_batched_answers_are_the_single_ones(engine: str, sessions, reference, m
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_drawn_tokens_stand_beside_the_same_greedy_answers(engine: str, sessions):
+    session, prompts = sessions[engine], prompts_of(3, seed=5)
+    greedily = session.generate(prompts, max_new_tokens=4, eos_ids=frozenset())
+    answers = session.generate(prompts, max_new_tokens=4, eos_ids=frozenset(), top_k_logprobs=6, drawn=True)
+    assert [a.ids for a in answers] == [a.ids for a in greedily]
+    for answer in answers:
+        assert answer.top_ids.shape == (4, 6)
+        shares = np.where(answer.top_ids >= 0, np.exp(answer.top_logprobs), 0)
+        np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
+        np.testing.assert_allclose(shares * 6, np.rint(shares * 6), atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_without_ends_every_answer_has_its_full_length(engine: str, sessions, reference):
     prompts = prompts_of(6, seed=3)
     answers = sessions[engine].generate(prompts, max_new_tokens=40, eos_ids=frozenset())

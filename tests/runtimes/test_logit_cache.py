@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgedistill.core.errors import InputError
+from edgedistill.runtimes.base import drawn_logprobs
 from edgedistill.runtimes.logit_cache import CacheIdentity, make_row, open_cache, row_key, write_cache
 from edgedistill.runtimes.logit_codes import LogitRow, decode_row, encode_row
 
@@ -82,6 +84,52 @@ def test_what_is_kept_is_the_least_that_holds_enough() -> None:
     np.testing.assert_allclose(row.tail, [0.04, 0.03], atol=1e-6)
     assert make_row(ids, np.log(probabilities), least=0.02).ids.tolist() == [[7, 5, 9, 2], [7, 5, -1, -1]]
     assert make_row(ids, np.log(probabilities), least=0.99).ids.tolist() == [[7], [7]]
+
+
+def test_drawn_tokens_come_back_with_their_exact_shares(tmp_path: Path) -> None:
+    logits = np.random.default_rng(3).normal(0, 3, (7, 500)).astype(np.float32)
+    drawn = LogitRow(*drawn_logprobs(logits, 255), np.zeros(7, np.float32))
+    identity = replace(IDENTITY, draws=255)
+    text = ([1], list(range(7)))
+    write_cache(tmp_path / "l.safetensors", {row_key(*text, identity=identity): drawn}, identity=identity)
+    row = open_cache([tmp_path / "l.safetensors"], identity=identity).row(
+        prompt_ids=text[0], answer_ids=text[1], record="a"
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(by_id(row), by_id(_narrow(drawn)), strict=True))
+    assert not row.tail.any()
+    with pytest.raises(InputError, match="is stale: expected distributions of draws '0', found '255'"):
+        open_cache([tmp_path / "l.safetensors"], identity=IDENTITY)
+
+
+def _narrow(row: LogitRow) -> LogitRow:
+    widest = int((row.ids >= 0).sum(1).max())
+    return LogitRow(row.ids[:, :widest], row.logprobs[:, :widest], row.tail)
+
+
+def test_draws_that_do_not_add_up_are_damaged() -> None:
+    row = LogitRow(*drawn_logprobs(np.zeros((2, 9), np.float32), 20), np.zeros(2, np.float32))
+    order = np.argsort(np.where(row.ids < 0, 99, row.ids), axis=1)
+    ids, logprobs = (np.take_along_axis(x, order, axis=1) for x in (row.ids, row.logprobs))
+    raw = np.frombuffer(encode_row(LogitRow(ids, logprobs, row.tail), span=9, draws=20), np.uint8)
+    assert np.exp(decode_row(raw, positions=2, span=9, draws=20).logprobs[0][:2]).sum() <= 1
+    with pytest.raises(ValueError, match="expected 21 draws at each position"):
+        decode_row(raw, positions=2, span=9, draws=21)
+
+
+def test_shares_of_draws_have_no_bias_and_depend_on_the_row_alone() -> None:
+    """The mean of many estimates lies within 4.5 standard errors of every probability."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0, 2, 40)
+    p = np.exp(scores) / np.exp(scores).sum()
+    many = (scores + rng.normal(0, 1, (20_000, 1))).astype(np.float32)
+    ids, logs = drawn_logprobs(many, 8)
+    total = np.zeros(41)
+    np.add.at(total, ids, np.where(ids >= 0, np.exp(logs), 0))
+    np.testing.assert_allclose(np.where(ids >= 0, np.exp(logs), 0).sum(1), 1, atol=1e-6)
+    error = np.abs(total[:40] / len(many) - p) / np.sqrt(p * (1 - p) / (8 * len(many)))
+    assert error.max() < 4.5
+    again = drawn_logprobs(many[[5, 3]], 8)
+    assert np.array_equal(again[0], ids[[5, 3]]) and np.array_equal(again[1], logs[[5, 3]])
 
 
 def test_the_order_of_shards_and_rows_does_not_matter(cache_file: Path, tmp_path: Path) -> None:

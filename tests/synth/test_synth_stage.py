@@ -84,6 +84,26 @@ def test_records_hold_what_the_teacher_said_and_join_their_distributions(run: Pa
             assert row.ids.shape[1] == 3 and record.answer_ids[-1] % 8 in (2, 4)
 
 
+def test_tokens_are_drawn_if_the_recipe_says_so(run: Path) -> None:
+    synth = {"batch_size": 4, "shard_size": 8, "top_k": 40, "kept": "drawn"}
+    answers = {r.prompt_id: r.answer for _, records in _after(run, synth=synth) for r in records}
+    cache = open_cache(sorted((run / FOLDERS["synth"]).glob("logits-*")))
+    assert cache.identity.draws == 40
+    for _, records in read_records(run / FOLDERS["synth"]):
+        for record in records:
+            row = cache.row(prompt_ids=record.prompt_ids, answer_ids=record.answer_ids, record=record.id)
+            shares = np.where(row.ids >= 0, np.exp(row.logprobs), 0) * 40
+            np.testing.assert_allclose(shares, np.rint(shares), atol=1e-4)
+            np.testing.assert_allclose(shares.sum(1), 40, atol=1e-3)
+    do(run, "synth")
+    assert answers == {r.prompt_id: r.answer for _, records in _after(run) for r in records}
+
+
+def _after(run: Path, **tables: Any) -> list[Any]:
+    do(run, "synth", **tables)
+    return list(read_records(run / FOLDERS["synth"]))
+
+
 def test_gold_is_left_out_if_the_recipe_says_so(run: Path) -> None:
     synth = {"batch_size": 4, "shard_size": 8, "top_k": 3, "label_gold": False}
     assert do(run, "synth", synth=synth).figures["asked"] == 18
