@@ -196,9 +196,10 @@ class Bench:
         }
 
     def _ours(self, name: str, *, formats: tuple[str, ...], max_bytes: int) -> dict[str, Any]:
-        """Our artifact whose weights' files are at most `max_bytes`; tokenizer and template come on top."""
+        """Our artifact whose weights' files are at most `max_bytes`; what an ONNX folder has beside comes on top."""
         out = self.scratch / f"ours-{name}"
-        beside = sum((self.model / file).stat().st_size for file in ("tokenizer.json", "tokenizer_config.json"))
+        outside = ("tokenizer.json", "tokenizer_config.json") if formats == ("onnx",) else ()  # a GGUF holds them
+        beside = sum((self.model / file).stat().st_size for file in outside)
         found = quantize_model(
             str(self.model), max_bytes=max_bytes + beside, calibration=self.calibration, out=out, formats=formats,
             threads=self.threads, report=SilentReporter(),

@@ -11,6 +11,7 @@ from edgedistill.core.files import atomic_folder
 from edgedistill.core.runfolder import Reporter
 from edgedistill.quant.plan import plan_of
 from edgedistill.runtimes.chat import end_ids
+from edgedistill.train.checkpoint import copy_weights
 from edgedistill.train.data import Example
 from edgedistill.train.divergence import Divergence
 from edgedistill.train.folders import TEMPLATE_FILE, copy_tokenizer, load_model, read_shape, save_model
@@ -20,6 +21,7 @@ from edgedistill.train.matching import Matching, pair_layers
 from edgedistill.train.online import LiveMixture, load_live
 from edgedistill.train.prune import LAYER
 from edgedistill.train.sampling import OnPolicy
+from edgedistill.train.shards import is_sharded, whole
 from edgedistill.train.student import shared_ids
 
 
@@ -87,10 +89,14 @@ def train_arm(
         report=report,
         **settings,
     )
+    trained = whole(factors(model)) if lora is not None or is_sharded(model) else {}
     if not _is_first_process():
         return result
     if lora is not None:
-        model = merge_lora(load_model(untrained), factors(model), **lora, first_layer=first_layer)
+        model = merge_lora(load_model(untrained), trained, **lora, first_layer=first_layer)
+    elif trained:
+        model = load_model(untrained)
+        copy_weights(trained, into=dict(model.named_parameters()))
     with atomic_folder(folder / arm) as temporary:
         save_model(model, temporary)
         copy_tokenizer(untrained, temporary, template=(untrained / TEMPLATE_FILE).read_text(encoding="utf-8"))

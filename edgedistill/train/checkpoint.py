@@ -21,6 +21,7 @@ from torch import Tensor
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import atomic_folder, atomic_path, read_json, read_jsonl, write_json, write_jsonl
 from edgedistill.runtimes.safetensors_file import check_safetensors
+from edgedistill.train.shards import like, whole
 
 
 @dataclass
@@ -40,14 +41,19 @@ class Position:
 
 
 def save_checkpoint(
-    folder: Path, *, position: Position, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    folder: Path, *, position: Position, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, main: bool
 ) -> None:
-    """Replace `folder/last` by the present state."""
-    state = {
-        f"{index}.{name}": value
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
+    """Replace `folder/last` by the present state; every process calls, and the `main` one writes."""
+    weights = whole(weights)
+    state = whole(
+        {
+            f"{index}.{name}": value
+            for index, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+    )
+    if not main:
+        return
     with atomic_folder(folder / "last") as temporary:
         save_file(weights, temporary / "weights.safetensors")
         save_file(state | {"rng": torch.get_rng_state()}, temporary / "optimizer.safetensors")
@@ -72,15 +78,21 @@ def load_checkpoint(folder: Path, *, weights: dict[str, Tensor], optimizer: torc
         raise InputError(f"{last / 'position.json'} is no checkpoint's position; delete {last} and run again") from None
     torch.set_rng_state(state.pop("rng"))
     values: dict[int, dict[str, Tensor]] = {}
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in state.items():
         index, _, name = key.partition(".")
-        values.setdefault(int(index), {})[name] = value
+        moment = value.shape == trained[int(index)].shape
+        values.setdefault(int(index), {})[name] = like(value, trained[int(index)]) if moment else value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": values})
     copy_weights(loaded, into=weights)
     return position
 
 
-def save_best(folder: Path, weights: dict[str, Tensor]) -> None:
+def save_best(folder: Path, weights: dict[str, Tensor], *, main: bool) -> None:
+    """Keep `weights` as the best ones; every process calls, and the `main` one writes."""
+    weights = whole(weights)
+    if not main:
+        return
     with atomic_path(folder / "best.safetensors") as temporary:
         save_file(weights, temporary)
         temporary.chmod(0o644)
@@ -93,7 +105,7 @@ def load_best(folder: Path, *, weights: dict[str, Tensor]) -> None:
 def copy_weights(source: dict[str, Tensor], *, into: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in into.items():
-            tensor.copy_(source[name])
+            tensor.copy_(like(source[name], tensor))
 
 
 def keep_metrics_until(path: Path, *, arm: str, step: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from edgedistill.core.errors import StageError
+from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import write_json
 from edgedistill.core.runfolder import Reporter
 from edgedistill.quant.plan import Plan
@@ -36,6 +35,7 @@ from edgedistill.train.grid import first_step, leave_on_grid, put_on_grid
 from edgedistill.train.matching import Matching, add_projections, drop_projections
 from edgedistill.train.online import Live
 from edgedistill.train.sampling import OnPolicy, is_sampled, sample_answers
+from edgedistill.train.shards import is_sharded, reshard
 from edgedistill.train.step import Step, fitting_backward
 
 # Up to this length plain matrix products are several times faster on a CPU than the fused attention's backward.
@@ -103,7 +103,7 @@ def train_model(
     or made already.
 
     Raises:
-        InputError: a checkpoint is damaged.
+        InputError: a checkpoint is damaged, or FSDP does not go with what is wanted.
         StageError: nothing to train on, a loss or gradient is not finite, or one sequence does not fit into memory.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the state lies in `checkpoints`.
     """
@@ -123,12 +123,14 @@ def train_model(
     if matching is not None and live is not None:
         widths = model.config.hidden_size, live.models[0].config.hidden_size
         add_projections(model, how=matching, widths=widths, seed=seed)
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = _optimizer(weights.values(), lr=lr, weight_decay=weight_decay)
-    position = load_checkpoint(checkpoints, weights=weights, optimizer=optimizer)
-    detached = {name: p.detach() for name, p in weights.items()}
     head, bare = model.get_output_embeddings(), model
+    optimizer = _optimizer((p for p in model.parameters() if p.requires_grad), lr=lr, weight_decay=weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
+    if is_sharded(bare):
+        _refuse_in_parts(plan=plan, matching=matching, on_policy=on_policy)
+    weights = {name: p for name, p in bare.named_parameters() if p.requires_grad}  # which sharding replaces
+    position = load_checkpoint(checkpoints, weights=weights, optimizer=optimizer.optimizer)
+    detached = {name: p.detach() for name, p in weights.items()}
     if main:
         keep_metrics_until(metrics, arm=arm, step=position.step)
     if trackers:
@@ -149,8 +151,7 @@ def train_model(
     began, saved = time.monotonic() - position.seconds, time.monotonic()
 
     def save() -> None:
-        if main:
-            save_checkpoint(checkpoints, position=position, weights=detached, optimizer=optimizer.optimizer)
+        save_checkpoint(checkpoints, position=position, weights=detached, optimizer=optimizer.optimizer, main=main)
 
     def log(row: dict[str, Any]) -> None:
         if main:
@@ -207,12 +208,12 @@ def train_model(
                 found = step.mean(valid, batch_size=batch_size)
                 position = _judged(position, found, weights=detached, checkpoints=checkpoints, arm=arm, main=main)
                 log({"arm": arm, "step": position.step, **{f"valid_{k}": v for k, v in found.items()}})
-            if _anywhere(stop, accelerator):
-                save()
-                raise KeyboardInterrupt
-            if time.monotonic() - saved >= checkpoint_every_s and position.step < total:
+            stopped, due = _anywhere((stop.is_set(), time.monotonic() - saved >= checkpoint_every_s), accelerator)
+            if stopped or (due and position.step < total):
                 save()
                 saved = time.monotonic()
+            if stopped:
+                raise KeyboardInterrupt
     if valid and position.evals_since_best:
         report.note(
             f"{arm}: the held-out loss turned: {position.best_loss:.4f} at step {position.best_step} and no less in "
@@ -227,6 +228,7 @@ def train_model(
     if trackers:
         accelerator.end_training()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    reshard(bare)
     drop_projections(bare)
     return TrainResult(
         steps=position.step,
@@ -252,11 +254,21 @@ def _attention(examples: Sequence[Example], *, device: torch.device, matching: M
     return "eager" if short or (matching is not None and matching.attention > 0) else "sdpa"
 
 
-def _anywhere(stop: threading.Event, accelerator: Accelerator) -> bool:
-    """Whether any process was asked to stop: all have to leave after the same step."""
+def _anywhere(true: Sequence[bool], accelerator: Accelerator) -> list[bool]:
+    """Whether each is true in any process: all have to save, and to leave, after the same step."""
     if accelerator.num_processes == 1:
-        return stop.is_set()
-    return bool(accelerator.reduce(torch.tensor(float(stop.is_set()), device=accelerator.device), "sum"))
+        return list(true)
+    counts = accelerator.reduce(torch.tensor(true, dtype=torch.float32, device=accelerator.device), "sum")
+    return [count > 0 for count in counts.tolist()]
+
+
+def _refuse_in_parts(**settings: Any) -> None:
+    if found := [name for name, value in settings.items() if value is not None]:
+        words = {"plan": "[train.qat]", "matching": "[train.match]", "on_policy": "train.on_policy"}
+        raise InputError(
+            f"expected training without {words[found[0]]} where FSDP spreads the student over processes, found it; "
+            "launch with a number of processes instead of that configuration, or leave it out"
+        )
 
 
 def _judged(
@@ -272,8 +284,7 @@ def _judged(
     if not math.isfinite(found["loss"]):
         raise StageError(f"expected a finite validation loss of {arm}, found {found['loss']}; lower train.lr")
     if position.best_loss is None or found["loss"] < position.best_loss:
-        if main:
-            save_best(checkpoints, weights)
+        save_best(checkpoints, weights, main=main)
         return replace(position, best_step=position.step, best_loss=found["loss"], evals_since_best=0)
     return replace(position, evals_since_best=position.evals_since_best + 1)
 

@@ -38,7 +38,7 @@ def add_lora(model: Any, *, rank: int, alpha: int, seed: int, first_layer: int =
 
 
 def factors(wrapped: Any) -> dict[str, Tensor]:
-    """The trained factors by name."""
+    """What is trained, by name: the factors, or of a model without any all weights that are not frozen."""
     return {name: p.detach() for name, p in wrapped.named_parameters() if p.requires_grad}
 
 

@@ -23,6 +23,7 @@ from edgedistill.train.fused import AFTER_THE_HEAD, Kept, LossSums, Teacher, hea
 from edgedistill.train.grid import operands
 from edgedistill.train.matching import Matching, matching_loss
 from edgedistill.train.online import Live, Seen
+from edgedistill.train.shards import is_sharded
 
 PARTS = ("loss", "ce", "kl", "match")
 
@@ -68,11 +69,11 @@ def step_losses(
         del head.forward
         if replaced:
             head.forward = forward
-    sums = (
-        replace(found[0], total=out.logits)
-        if fused
-        else logit_losses(out.logits.flatten(0, -2), batch.targets, **wanted)
-    )
+    if fused:
+        # FSDP in bfloat16 rounds what leaves a module: the value is ours, the way of its gradient the model's
+        sums = replace(found[0], total=out.logits + (found[0].total - out.logits).detach())
+    else:
+        sums = logit_losses(out.logits.flatten(0, -2), batch.targets, **wanted)
     if seen is None or matching is None:
         return sums
     apart = matching_loss(out, seen, index=batch.index, how=matching, projections=getattr(model, "module", model))
@@ -129,8 +130,12 @@ class Step:
         scale = world / count if has_share else 0.0
         kd_weight = self.kd_weight if sample is None else 1.0
         parts = micro_batches(mine, most_tokens=self.most_tokens, packing=self.packing)
+        scales = [scale] * len(parts)
+        if is_sharded(self.model):  # every pass needs every process: who has fewer parts repeats one for nothing
+            more = int(accelerator.gather(torch.tensor([len(parts)], device=self.device)).max()) - len(parts)
+            parts, scales = [*parts, *parts[:1] * more], [*scales, *[0.0] * more]
         sums = torch.zeros(len(PARTS), device=self.device)
-        for number, part in enumerate(parts, start=1):
+        for number, (part, scale) in enumerate(zip(parts, scales, strict=True), start=1):
             with contextlib.nullcontext() if number == len(parts) else accelerator.no_sync(self.model):
                 losses = self.losses(part, kd_weight=kd_weight)
                 accelerator.backward(losses.total * scale)
