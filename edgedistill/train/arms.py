@@ -96,7 +96,7 @@ def train_arm(
         model = merge_lora(load_model(untrained), trained, **lora, first_layer=first_layer)
     elif trained:
         model = load_model(untrained)
-        copy_weights(trained, into=dict(model.named_parameters()))
+        copy_weights(trained, into={name: p for name, p in model.named_parameters() if name in trained})
     with atomic_folder(folder / arm) as temporary:
         save_model(model, temporary)
         copy_tokenizer(untrained, temporary, template=(untrained / TEMPLATE_FILE).read_text(encoding="utf-8"))
