@@ -83,6 +83,23 @@ def test_asking_for_the_commit_writes_nothing_into_the_checkout(
     assert (tmp_path / ".git" / "index").read_bytes() == before
 
 
+def test_a_commit_is_marked_for_changed_code_and_not_for_new_results(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module, result = tmp_path / "edgedistill" / "core" / "host.py", tmp_path / "benchmarks" / "results" / "a.json"
+    for path in (module, result):
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.example"]
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "a"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    monkeypatch.setattr(host, "__file__", str(module))
+    result.write_text("y")
+    assert len(host.source_commit.__wrapped__() or "") == 40
+    module.write_text("y")
+    assert (host.source_commit.__wrapped__() or "").endswith("+")
+
+
 def test_no_room_for_the_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The stage's process tells its cause though the traceback cannot be written."""
     order = {"stage": "data", "run": str(tmp_path)}
