@@ -10,7 +10,8 @@ from types import MappingProxyType
 
 from edgedistill.core.errors import InputError
 from edgedistill.quant.budget import Option, allocate, smallest
-from edgedistill.quant.plan import BLOCK, EMBEDDING, HEAD, TABLES, Plan
+from edgedistill.quant.grids import BLOCK
+from edgedistill.quant.plan import EMBEDDING, HEAD, TABLES, Plan
 
 BOTH_FORMATS = ("Q4_0", "Q8_0")  # what GGUF and ONNX kernels both take as it is
 GGUF_ALONE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")

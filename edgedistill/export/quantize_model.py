@@ -35,7 +35,8 @@ from edgedistill.export.tally import Tally
 from edgedistill.export.weights import stored_tensors
 from edgedistill.quant.blocks import decode_blocks
 from edgedistill.quant.codes import CodeSet
-from edgedistill.quant.plan import BLOCK, HEAD, TABLES, Plan
+from edgedistill.quant.grids import BLOCK
+from edgedistill.quant.plan import HEAD, TABLES, Plan
 from edgedistill.runtimes.base import open_session
 from edgedistill.runtimes.chat import encode, load_tokenizer
 from edgedistill.runtimes.sources import resolve_model
@@ -235,8 +236,8 @@ def _write(folder: Path, into: Path, *, form: str, codes: CodeSet, graph: Path |
     """The weights of one format and all beside them, so that a candidate's bytes are those of what ships."""
     out = into / ENTRIES[form]
     if form == "gguf":
-        export_gguf_codes(model=folder, out=out, codes=codes)
-        found: Any = weight_figures(out, scheme="Q8_0", meant=codes.plan.grids)
+        fallbacks = export_gguf_codes(model=folder, out=out, codes=codes)
+        found: Any = weight_figures(out, scheme="Q8_0", fallbacks=fallbacks)
     else:
         from edgedistill.export.onnx import export_onnx
 

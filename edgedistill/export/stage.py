@@ -194,8 +194,8 @@ def _make_gguf(
         quantize_gguf(source=half, out=out, scheme=scheme, threads=threads, importances=imatrix.means())
         check_label(out, scheme=scheme)
         return _weights(weight_figures(out, scheme=scheme))
-    export_gguf_codes(model=order.source, out=out, codes=codes, name=name)
-    return _weights(weight_figures(out, scheme=scheme, meant=codes.plan.grids))
+    fallbacks = export_gguf_codes(model=order.source, out=out, codes=codes, name=name)
+    return _weights(weight_figures(out, scheme=scheme, fallbacks=fallbacks))
 
 
 def _calibration(context: StageContext, orders: Sequence[Order], *, threads: int) -> dict[str, Any]:
