@@ -10,15 +10,11 @@ from types import MappingProxyType
 
 from edgedistill.core.errors import InputError
 from edgedistill.quant.budget import Option, allocate, smallest
-from edgedistill.quant.grids import BLOCK
+from edgedistill.quant.grids import BLOCK, grid_named
 from edgedistill.quant.plan import EMBEDDING, HEAD, TABLES, Plan
 
 BOTH_FORMATS = ("Q4_0", "Q8_0")  # what GGUF and ONNX kernels both take as it is
-GGUF_ALONE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-BYTES_OF_32 = {  # weights, by format; ONNX keeps scales in float32
-    "gguf": {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34},
-    "onnx": {"Q4_0": 20, "Q8_0": 36},
-}
+GGUF_ALONE = ("Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q6_K", "Q8_0")
 STACKED = re.compile(r"(.*\.self_attn)\.[qkv]_proj\.weight")
 CANDIDATES = 3  # written and measured at most
 FACTORS = (0.2, 5.0)  # how far one measurement may move what layers cost beside tables
@@ -101,7 +97,19 @@ def choose_precision(
     fitting = [candidate for candidate in tried if candidate.bytes <= max_bytes]
     best = min(fitting, key=lambda candidate: candidate.kld)
     grids = [best.plan.grid(name, shapes[name]) for names in groups.values() for name in names]
-    return Choice(best, len(tried), {g: grids.count(g) for g in BYTES_OF_32["gguf"] if g in grids})
+    return Choice(best, len(tried), {g: grids.count(g) for g in GGUF_ALONE if g in grids})
+
+
+def grids_for(shape: tuple[int, ...], *, formats: Sequence[str]) -> tuple[str, ...]:
+    """Grids that kernels of all `formats` have and whose blocks rows of a matrix fill."""
+    known = BOTH_FORMATS if "onnx" in formats else GGUF_ALONE
+    return tuple(grid for grid in known if shape[1] % grid_named(grid).block == 0)
+
+
+def stored_bytes(grid: str, *, weights: int, form: str) -> int:
+    """What `weights` of whole blocks take on a grid in a format; ONNX keeps scales in float32."""
+    held = grid_named(grid)
+    return weights // held.block * (held.bytes + 2 * (form == "onnx"))
 
 
 def _options(
@@ -119,10 +127,10 @@ def _options(
         options[key] = [
             Option(
                 grid,
-                max(BYTES_OF_32[form][grid] for form in formats) * weights // BLOCK,
+                max(stored_bytes(grid, weights=weights, form=form) for form in formats),
                 weigh * sum(costs[name][grid] for name in names),
             )
-            for grid in (BOTH_FORMATS if "onnx" in formats else GGUF_ALONE)
+            for grid in grids_for(shapes[names[0]], formats=formats)
         ]
     return options
 

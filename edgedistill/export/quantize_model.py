@@ -28,7 +28,7 @@ from edgedistill.export.imatrix import (
     read_moments,
 )
 from edgedistill.export.parity import predict
-from edgedistill.export.precision import BOTH_FORMATS, GGUF_ALONE, Choice, choose_precision
+from edgedistill.export.precision import Choice, choose_precision, grids_for
 from edgedistill.export.quantize import weight_figures
 from edgedistill.export.seal import ENTRIES, furnish, seal
 from edgedistill.export.tally import Tally
@@ -183,12 +183,11 @@ def _calibrate(
     tied = bool(read_json(folder / "config.json").get("tie_word_embeddings")) or HEAD not in stored
     shapes = {name: t.shape for name, t in stored.items() if name in names and not (tied and name == HEAD)}
     rows = row_sensitivities(folder, text.calibrated[:GRADIENTS], threads=threads)
-    grids = BOTH_FORMATS if "onnx" in formats else GGUF_ALONE
     costs: dict[str, dict[str, float]] = {}
     for name, shape in shapes.items():
         if codes.plan.grid(name, shape) is None:
             continue
-        weights = stored[name].read().astype(np.float32)
+        weights, grids = stored[name].read().astype(np.float32), grids_for(shape, formats=formats)
         if name in TABLES:
             tables = {g: decode_blocks(codes.replanned(Plan(g, g)).blocks(name, weights)) for g in grids}
             costs[name] = table_costs(folder, tables, text.calibrated[: GRADIENTS // 2], name=name, threads=threads)
