@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from edgedistill.export.imatrix import (
     importances_of,
     read_moments,
 )
+from edgedistill.export.pace import Measure, measure_pace
 from edgedistill.export.parity import predict
-from edgedistill.export.precision import Choice, choose_precision, grids_for
+from edgedistill.export.precision import BOTH_FORMATS, GGUF_ALONE, Choice, choose_precision, grids_for
 from edgedistill.export.quantize import weight_figures
 from edgedistill.export.seal import ENTRIES, furnish, seal
 from edgedistill.export.tally import Tally
@@ -68,25 +70,41 @@ class Calibrated:
 def quantize_model(
     model: str,
     *,
-    max_bytes: int,
+    max_bytes: int | None = None,
+    min_tokens_per_s: float | None = None,
+    measure: Measure | None = None,
     calibration: Path,
     out: Path,
     formats: Sequence[str] = FORMATS,
     threads: int = 0,
     report: Reporter,
 ) -> dict[str, Any]:
-    """Write `out/gguf-mixed` and `out/onnx-mixed`, each at most `max_bytes` with all that ships, from one code set.
+    """Write `out/gguf-mixed` and `out/onnx-mixed` from one code set, within a budget of bytes, of speed, or of both.
+
+    `max_bytes` are those of all that ships, for each.
 
     `model` is any reference to a Hugging Face folder, `calibration` a text file, or JSONL with a `text` or `prompt` in
     each line. Candidates are measured on a part of the text that no code was chosen on. Returned: by variant its bytes,
     bits per weight, grids and KL divergence with its interval.
 
+    With `min_tokens_per_s`, for one format, each candidate's speed is measured by `measure` too (see `pace`), and what
+    is returned has it.
+
     Raises:
-        InputError: the budget is below the smallest possible, the text too short, a format unknown, or `out` not empty.
+        InputError: there is no budget, one that cannot be kept, or one of speed for two formats; the text is too short,
+            a format unknown, or `out` not empty.
         StageError: a conversion failed, or an artifact is not equal to the model.
     """
     if not formats or set(formats) - set(FORMATS):
         raise InputError(f"expected formats of {', '.join(FORMATS)}, found {', '.join(formats) or 'none'}")
+    if max_bytes is None and min_tokens_per_s is None:
+        raise InputError(
+            "expected --max-bytes, --min-tokens-per-s or both, found neither; say what the model must keep"
+        )
+    if min_tokens_per_s is not None and len(formats) > 1:
+        raise InputError(
+            "expected one format with --min-tokens-per-s, found two, whose engines differ in speed; quantize for each"
+        )
     if out.exists() and any(out.iterdir()):
         raise InputError(f"expected an empty folder at {out}, found files in it; name another or empty it")
     threads = threads or usable_cores()
@@ -100,8 +118,20 @@ def quantize_model(
         wanted = _reference(folder, text.measured, place=work / "logits.npy", threads=threads)
         graph = _graph(folder, work=work, threads=threads) if "onnx" in formats else None
         largest = "onnx" if "onnx" in formats else "gguf"
+        pace = None
+        if min_tokens_per_s is not None and measure is not None:
+            report.note("measuring what each grid costs in time, unless this host and model are known")
+            pace = measure_pace(
+                shapes=calibrated.shapes,
+                grids=BOTH_FORMATS if "onnx" in formats else GGUF_ALONE,
+                form=largest,
+                threads=threads,
+                max_ns=1e9 / min_tokens_per_s,
+                write=partial(_uncalibrated, folder, work, form=largest, graph=graph, threads=threads),
+                measure=measure,
+            )
 
-        def attempt(plan: Plan) -> tuple[int, float]:
+        def attempt(plan: Plan) -> tuple[int, float, float]:
             candidate = work / "candidate"
             shutil.rmtree(candidate, ignore_errors=True)
             candidate.mkdir()
@@ -109,8 +139,10 @@ def quantize_model(
             _write(folder, candidate, form=largest, codes=codes, graph=graph, threads=threads)
             kld = _divergence(candidate, largest, text.measured, wanted, threads=threads).estimate
             size = sum(entry.size for entry in list_files(candidate))
-            report.note(f"candidate: {size / 1e6:.1f} MB, KLD {kld:.3g} nats")
-            return size, kld
+            ns = 0.0 if pace is None or measure is None else measure([_opened(candidate, largest)], threads)[0]
+            speed = f", {1e9 / ns:.1f} tokens per second" if ns else ""
+            report.note(f"candidate: {size / 1e6:.1f} MB, KLD {kld:.3g} nats{speed}")
+            return size, kld, ns
 
         choice = choose_precision(
             shapes=calibrated.shapes,
@@ -119,6 +151,7 @@ def quantize_model(
             max_bytes=max_bytes,
             overhead=_overhead(folder, largest, calibrated.shapes, work=work),
             attempt=attempt,
+            pace=pace,
         )
         shutil.rmtree(work / "candidate")
         digest = content_digest(list_files(folder, skip=NOT_OUTPUT))
@@ -249,11 +282,26 @@ def _write(folder: Path, into: Path, *, form: str, codes: CodeSet, graph: Path |
     }
 
 
+def _uncalibrated(
+    folder: Path, work: Path, plan: Plan, name: str, *, form: str, graph: Path | None, threads: int
+) -> Path:
+    """The model on `plan`, with codes that nothing was searched for, to be measured for speed."""
+    place = work / "pace" / name
+    place.mkdir(parents=True)
+    _write(folder, place, form=form, codes=CodeSet(plan), graph=graph, threads=threads)
+    return _opened(place, form)
+
+
+def _opened(folder: Path, form: str) -> Path:
+    """What the format's engine opens of an artifact's folder."""
+    return folder / ENTRIES["gguf"] if form == "gguf" else folder
+
+
 def _divergence(
     folder: Path, form: str, chunks: Sequence[Sequence[int]], wanted: np.ndarray, *, threads: int
 ) -> Interval:
     """KL(model ‖ artifact) in nats per token, with its interval over chunks."""
-    engine, path = ("llamacpp", folder / ENTRIES["gguf"]) if form == "gguf" else ("onnx", folder)
+    engine, path = "llamacpp" if form == "gguf" else "onnx", _opened(folder, form)
     totals = []
     with closing(open_session(engine, path, threads=threads, context=MEASURED_TOKENS)) as session:
         for ids, logits in zip(chunks, wanted, strict=True):
@@ -264,6 +312,7 @@ def _divergence(
 
 
 def _figures(artifact: Artifact, choice: Choice, kld: Interval) -> dict[str, Any]:
+    ns = choice.best.ns
     return {
         "bytes": artifact.total_bytes,
         "bits_per_weight": artifact.bits_per_weight,
@@ -274,4 +323,5 @@ def _figures(artifact: Artifact, choice: Choice, kld: Interval) -> dict[str, Any
         "kld_high": float(f"{kld.high:.4g}"),
         "top1_ratio": artifact.parity["fresh"]["top1_ratio"],
         "candidates": choice.measured,
+        **({"tokens_per_s": float(f"{1e9 / ns:.4g}")} if ns else {}),
     }

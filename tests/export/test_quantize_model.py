@@ -128,9 +128,9 @@ def test_the_best_measured_candidate_wins_and_a_costly_table_is_kept_wide() -> N
     costs[EMBEDDING] = {grid: 90 * cost for grid, cost in costs[EMBEDDING].items()}
     seen: list[Plan] = []
 
-    def attempt(plan: Plan) -> tuple[int, float]:
+    def attempt(plan: Plan) -> tuple[int, float, float]:
         seen.append(plan)
-        return 40_000, 5.0 - len(seen)
+        return 40_000, 5.0 - len(seen), 0.0
 
     found = choose_precision(
         shapes=SHAPES, costs=costs, formats=("gguf",), max_bytes=50_000, overhead=500, attempt=attempt
