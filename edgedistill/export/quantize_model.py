@@ -19,6 +19,7 @@ from edgedistill.export.pace import Measure
 from edgedistill.export.parity import predict
 from edgedistill.export.precision import Choice
 from edgedistill.export.seal import seal
+from edgedistill.export.weights import check_finite
 from edgedistill.runtimes.chat import encode, load_tokenizer
 from edgedistill.runtimes.sources import resolve_model
 
@@ -67,6 +68,7 @@ def quantize_model(
         raise InputError(f"expected an empty folder at {out}, found files in it; name another or empty it")
     threads = threads or usable_cores()
     folder = resolve_model(model).folder
+    check_finite(folder)
     text = _text(folder, calibration)
     work = out / ".work.tmp"
     work.mkdir(parents=True)

@@ -56,12 +56,15 @@ def run(context: StageContext) -> None:
         InputError: the student or the teacher cannot be exported in a wanted format.
         StageError: a conversion failed, or an artifact is not equal to its source; nothing of it is left.
     """
+    from edgedistill.export.weights import check_finite
     from edgedistill.quant.codes import CodeSet
     from edgedistill.quant.plan import GRIDS_OF_LAYERS, plan_of
 
     recipe = context.recipe
     threads = recipe.threads or usable_cores()
     orders = _orders(context)
+    for source in {order.source for order in orders if _finished(context.folder / order.variant) is None}:
+        check_finite(source)
     records = _records(context, count=recipe.export.parity_texts)
     sources: dict[Path, Source] = {}
     chosen_by = _calibration(context, orders, threads=threads) if recipe.export.calibrate else {}

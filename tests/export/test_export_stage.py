@@ -312,6 +312,19 @@ def test_prompts_that_end_with_what_ends_answers_are_noted(run_folder: Path) -> 
     assert stage._ended_prompt(student, override=None) is None
 
 
+def test_weights_that_are_not_finite_are_refused_before_anything_is_made(run_folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    path = run_folder / "20-train" / "student" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][3] = np.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    context = context_of(run_folder, variants=["onnx-fp32"])
+    with pytest.raises(InputError, match=r"expected finite weights in .*found NaN .* in 'model\.norm\.weight', row 3"):
+        stage.run(context)
+    assert not context.folder.exists() or not any(context.folder.iterdir())
+
+
 def test_without_records_it_says_what_to_run(run_folder: Path) -> None:
     shutil.rmtree(run_folder / "10-synth")
     with pytest.raises(StageError, match=r"expected the teacher's records in .*, found none; run synth first"):
