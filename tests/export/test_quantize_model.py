@@ -49,7 +49,7 @@ def test_gguf_fits_its_budget_and_spends_it(model: Path, calibration: Path, tmp_
         TENSOR_TYPES[t.type_id][0]
         for t in read_gguf(tmp_path / "480000" / "gguf-mixed" / "model.gguf").tensors.values()
     ]
-    assert len(set(types) - {"F32"}) > 1 and "IQ4_NL" in types
+    assert len(set(types) - {"F32"}) > 1 and "Q6_K" in types  # of down_proj alone
 
 
 def test_both_formats_fit_and_hold_one_code_set(model: Path, calibration: Path, tmp_path: Path) -> None:
