@@ -365,16 +365,19 @@ def mixed(run: Path, variants: list[str], max_bytes: int) -> StageContext:
 
 
 def test_a_gguf_keeps_its_bytes_and_says_its_grids(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = mixed(run_folder, ["gguf-mixed"], 170_000)
+    plain = context_of(run_folder, variants=["gguf-q8_0"])
+    stage.run(plain)
+    budget = load_artifact(plain.folder / "gguf-q8_0").total_bytes - 20_000
+    context = mixed(run_folder, ["gguf-mixed"], budget)
     artifact = load_artifact(context.folder / "gguf-mixed", rehash=True)
-    assert artifact.variant == "gguf-mixed" and artifact.total_bytes <= artifact.max_bytes == 170_000
+    assert artifact.variant == "gguf-mixed" and 0.9 * budget < artifact.total_bytes <= artifact.max_bytes == budget
     assert sum(artifact.grids.values()) == 1 + 2 * 7 and len(artifact.grids) > 1
-    shown = dict(proof_table(read_parity(run_folder))["rows"])
-    said = ", ".join(f"{count} {grid}" for grid, count in artifact.grids.items())
-    assert shown["bytes they were chosen for"] != ["–"] and shown["matrices on each grid"] == [said]
-    monkeypatch.setattr(stage, "_records", lambda *_, **__: [])
-    again = context_of(run_folder, variants=["gguf-mixed"], max_bytes=170_000)
-    assert stage._mixed(again, threads=1) is None  # all stands: nothing is chosen again
+    table = proof_table(read_parity(run_folder))
+    shown = {name: cells[table["variants"].index("gguf-mixed")] for name, cells in table["rows"]}
+    assert shown["matrices on each grid"] == ", ".join(f"{count} {grid}" for grid, count in artifact.grids.items())
+    assert shown["bytes they were chosen for"] != "–"
+    monkeypatch.setattr(stage, "_records", lambda *_, **__: pytest.fail("chosen again"))
+    assert stage._mixed(context, threads=1) is None  # all stands
 
 
 def test_bytes_that_no_grids_keep_are_refused(run_folder: Path) -> None:
