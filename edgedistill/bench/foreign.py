@@ -20,7 +20,7 @@ from edgedistill.bench.rounds import THIS_HOST, Protocol, Subject, measure_round
 from edgedistill.bench.runner import Runner, open_runner
 from edgedistill.bench.shapes import seeded_ids
 from edgedistill.core.artifact import content_digest, list_files, load_artifact
-from edgedistill.core.errors import InputError
+from edgedistill.core.errors import InputError, MissingError
 from edgedistill.core.files import digest_of, sha256_file
 from edgedistill.core.host import environment
 from edgedistill.core.measurement import Measurement
@@ -112,6 +112,7 @@ def _check(engine: str, model: Path) -> None:
     """Hold the files against their own structure before a worker loads them; raises InputError."""
     if engine == "llamacpp":
         check_gguf(model)
+        _check_vocabulary(model)
     elif engine == "torch":
         check_folder(model)
     else:
@@ -121,6 +122,20 @@ def _check(engine: str, model: Path) -> None:
             check_genai_folder(model)
         else:
             check_onnx_file(Path(the_graph(str(model))))
+
+
+def _check_vocabulary(model: Path) -> None:
+    """Have llama.cpp read the vocabulary: a pre-tokenizer it does not know is the file's fault, not a block's.
+
+    Where it is not installed, a board may have it.
+    """
+    from edgedistill.runtimes.llama_lib import library, load
+
+    try:
+        lib = library()
+    except MissingError:
+        return
+    lib.llama_model_free(load(model, vocab_only=True))
 
 
 def _engine(path: Path) -> tuple[str, Path, str]:

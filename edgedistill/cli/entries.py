@@ -58,8 +58,11 @@ def diagnose(artifact: Path, *, against: Path, report: Reporter) -> dict[str, An
 
 
 def quantize_model(model: str, **settings: Any) -> dict[str, Any]:
-    """Write artifacts within a byte budget; see `export.quantize_model`."""
-    return _entry("edgedistill.export.quantize_model:quantize_model")(model, **settings)
+    """Write artifacts within a budget, their speed measured as runs measure it; see `export.quantize_model`."""
+    speed = _entry("edgedistill.bench.decode_speed:decode_times")
+    return _entry("edgedistill.export.quantize_model:quantize_model")(
+        model, measure=lambda paths, threads: speed(paths, threads=threads), **settings
+    )
 
 
 def _entry(name: str) -> Any:

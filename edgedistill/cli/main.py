@@ -66,7 +66,8 @@ Weights = Annotated[float | None, typer.Option(metavar="N", help="Count of weigh
 HeadWeights = Annotated[float, typer.Option(metavar="N", help="How many of them are in the output matrix.")]
 KvBytes = Annotated[float, typer.Option(metavar="N", help="Bytes of the KV cache read per token.")]
 Folder = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face folder, Hub id or pypi: teacher.")]
-MaxBytes = Annotated[str, typer.Option("--max-bytes", metavar="SIZE", help="Most bytes of all that ships, as 60MB.")]
+MaxBytes = Annotated[str | None, typer.Option(metavar="SIZE", help="Most bytes of all that ships, as 60MB.")]
+MinSpeed = Annotated[float | None, typer.Option(metavar="N", min=0.001, help="Least speed of decoding, measured here.")]
 Calibration = Annotated[Path, typer.Option(metavar="FILE", help="Text like the model will read: plain, or JSONL.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the artifacts' folders are written.")]
 Formats = Annotated[str, typer.Option(metavar="LIST", help="gguf, onnx, or both, which then share their codes.")]
@@ -283,13 +284,15 @@ def compare(references: Annotated[list[str], typer.Argument(metavar="RUN...", he
 
 
 @app.command()
-def quantize(model: Folder, max_bytes: MaxBytes, calibration: Calibration, out: Out, formats: Formats = "gguf,onnx",
-             threads: Threads = 0, as_json: Json = False) -> None:  # fmt: skip
-    """Quantize any model to at most so many bytes, proven."""
+def quantize(model: Folder, calibration: Calibration, out: Out, max_bytes: MaxBytes = None,
+             min_tokens_per_s: MinSpeed = None, formats: Formats = "gguf,onnx", threads: Threads = 0,
+             as_json: Json = False) -> None:  # fmt: skip
+    """Quantize any model within bytes, a speed, or both, proven."""
     from edgedistill.cli import quantize as helper
 
     found = helper.quantized(
-        model, max_bytes=max_bytes, calibration=calibration, out=out, formats=formats, threads=threads
+        model, max_bytes=max_bytes, min_tokens_per_s=min_tokens_per_s, calibration=calibration, out=out,
+        formats=formats, threads=threads,
     )  # fmt: skip
     _print(found if as_json else helper.table(found), as_json=as_json)
 

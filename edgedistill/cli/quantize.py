@@ -14,14 +14,22 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 
 
 def quantized(
-    model: str, *, max_bytes: str, calibration: Path, out: Path, formats: str, threads: int
+    model: str,
+    *,
+    max_bytes: str | None,
+    min_tokens_per_s: float | None,
+    calibration: Path,
+    out: Path,
+    formats: str,
+    threads: int,
 ) -> dict[str, Any]:
-    """Quantize within a budget such as "60MB"; see `export.quantize_model`."""
+    """Quantize within budgets such as "60MB" and 100 tokens per second; see `export.quantize_model`."""
     wanted = tuple(part.strip() for part in formats.split(",") if part.strip())
     with reporter() as report:
         return entries.quantize_model(
             model,
-            max_bytes=parse_bytes(max_bytes),
+            max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
+            min_tokens_per_s=min_tokens_per_s,
             calibration=calibration,
             out=out,
             formats=wanted,
@@ -47,9 +55,10 @@ def table(found: dict[str, Any]) -> str:
     lines = []
     for variant, row in found.items():
         grids = ", ".join(f"{count} {grid}" for grid, count in row["grids"].items())
+        speed = f", {row['tokens_per_s']:g} tokens per second" if "tokens_per_s" in row else ""
         lines.append(
             f"{variant}: {row['bytes'] / 1e6:.1f} MB, {row['bits_per_weight']:.2f} bits per weight ({grids}), "
             f"KLD {row['kld_nats']:.3g} nats [{row['kld_low']:.3g}, {row['kld_high']:.3g}], "
-            f"top-1 {row['top1_ratio']:.1%}"
+            f"top-1 {row['top1_ratio']:.1%}{speed}"
         )
     return "\n".join(lines)

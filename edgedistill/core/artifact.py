@@ -42,7 +42,11 @@ class Manifest(Noun):
 
 
 class Artifact(Noun):
-    """`artifact.json` of a variant folder: what it is, its files, real bits per weight, and its parity proof."""
+    """`artifact.json` of a variant folder: what it is, its files, real bits per weight, and its parity proof.
+
+    One of mixed precision has how many matrices are on each of its `grids`, and the `max_bytes` that they were chosen
+    for, if they were for bytes.
+    """
 
     schema_version: Literal[1] = 1
     variant: str
@@ -51,6 +55,8 @@ class Artifact(Noun):
     parameters: int
     bits_per_weight: float
     fallback_tensors: int = 0
+    grids: dict[str, int] = Field(default_factory=dict)
+    max_bytes: int | None = None
     files: tuple[FileEntry, ...]
     source_digest: str
     parity: dict[str, Any] = Field(default_factory=dict)

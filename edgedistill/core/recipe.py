@@ -23,6 +23,7 @@ VARIANTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onn
 Variant = Literal[
     "gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4",
     "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "gguf-q3_k_m", "gguf-iq4_xs", "gguf-iq4_nl", "gguf-iq3_m",
+    "gguf-mixed", "onnx-mixed",
 ]  # fmt: skip
 
 
@@ -97,6 +98,8 @@ class Export(Noun):
     A teacher behind an API has no variants.
 
     `calibrate` chooses the student's codes with error feedback from its records, both formats' alike.
+    Variants called mixed have a grid for each matrix, chosen on those records, within `max_bytes` of all that ships in
+    each (such as "60 MB"), and one code set.
     """
 
     variants: tuple[Variant, ...] = VARIANTS
@@ -104,6 +107,25 @@ class Export(Noun):
     teacher_variants: tuple[Literal["gguf-q8_0", "gguf-q4_0"], ...] = ("gguf-q4_0",)
     parity_texts: Positive = 16
     calibrate: bool = False
+    max_bytes: float | str | None = None
+
+    @property
+    def mixed(self) -> tuple[Variant, ...]:
+        return tuple(name for name in self.variants if name.endswith("-mixed"))
+
+    @property
+    def most_bytes(self) -> int | None:
+        return None if self.max_bytes is None else int(parse_quantity(self.max_bytes, unit="bytes"))
+
+    @model_validator(mode="after")
+    def _mixed_has_its_budget(self) -> Export:
+        if self.mixed and self.max_bytes is None:
+            raise ValueError(f'expected max_bytes, such as "60 MB", for the variant {self.mixed[0]}, found none')
+        if self.max_bytes is not None and not self.mixed:
+            raise ValueError("expected gguf-mixed or onnx-mixed in variants, which max_bytes is for, found neither")
+        if self.most_bytes is not None and self.most_bytes <= 0:
+            raise ValueError(f"max_bytes = {self.max_bytes!r}: expected more than nothing")
+        return self
 
     @model_validator(mode="after")
     def _release_is_built(self) -> Export:
@@ -184,10 +206,9 @@ class Recipe(Noun):
 
     @model_validator(mode="after")
     def _codes_of_training_are_not_chosen_anew(self) -> Recipe:
-        if self.export.calibrate and self.train.qat is not None:
-            raise ValueError(
-                "expected either export.calibrate or [train.qat]: export writes the codes that training ended on"
-            )
+        found = "export.calibrate" if self.export.calibrate else next(iter(self.export.mixed), None)
+        if found and self.train.qat is not None:
+            raise ValueError(f"expected either {found} or [train.qat]: export writes the codes that training ended on")
         return self
 
     @model_validator(mode="after")

@@ -19,8 +19,9 @@ from edgedistill.export.gguf_keys import name_for_llama_cpp, write_shape, write_
 from edgedistill.export.rope import factor_tensors
 from edgedistill.export.vocabulary import read_vocabulary
 from edgedistill.export.weights import StoredTensor, stored_tensors
-from edgedistill.quant.blocks import Grid, grid_named, join_blocks
+from edgedistill.quant.blocks import join_blocks
 from edgedistill.quant.codes import CodeSet
+from edgedistill.quant.grids import Grid, grid_named
 from edgedistill.quant.plan import HEAD
 from edgedistill.runtimes.sources import check_folder
 
@@ -34,18 +35,19 @@ def export_gguf_f16(*, model: Path, out: Path, name: str | None = None) -> None:
     _export(model=model, out=out, name=name, codes=None)
 
 
-def export_gguf_codes(*, model: Path, out: Path, codes: CodeSet, name: str | None = None) -> None:
+def export_gguf_codes(*, model: Path, out: Path, codes: CodeSet, name: str | None = None) -> int:
     """Write a Hugging Face folder of a known architecture as one GGUF file whose matrices are those of a code set.
 
-    A matrix whose width is no multiple of a block stays F16.
+    A matrix whose width is no multiple of a block stays F16, or where only Q6_K's blocks are too wide becomes Q8_0;
+    returned is how many did.
 
     Raises:
         InputError: as `export_gguf_f16`.
     """
-    _export(model=model, out=out, name=name, codes=codes)
+    return _export(model=model, out=out, name=name, codes=codes)
 
 
-def _export(*, model: Path, out: Path, name: str | None, codes: CodeSet | None) -> None:
+def _export(*, model: Path, out: Path, name: str | None, codes: CodeSet | None) -> int:
     check_folder(model)
     shape = read_shape(model)
     vocabulary = read_vocabulary(model=model, rows=shape.vocab)
@@ -77,6 +79,7 @@ def _export(*, model: Path, out: Path, name: str | None, codes: CodeSet | None) 
                 data = _encoded(target, tensor, shape=shape, codes=codes)
             writer.write_tensor_data(data)
         writer.close()
+    return 0 if codes is None else codes.plan.fallbacks({tensor.name: tensor.shape for tensor in tensors.values()})
 
 
 def _named_tensors(*, shape: ModelShape, stored: dict[str, StoredTensor], source: Path) -> dict[str, StoredTensor]:

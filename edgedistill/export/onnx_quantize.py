@@ -13,10 +13,12 @@ from onnx import helper
 
 from edgedistill.core.errors import InputError
 from edgedistill.export.onnx_graph import Matrix, Part, Rows
-from edgedistill.quant.blocks import BLOCK, Blocks, Grid, grid_named
+from edgedistill.quant.blocks import Blocks
 from edgedistill.quant.codes import CodeSet
+from edgedistill.quant.grids import BLOCK, Grid, grid_named
 from edgedistill.quant.plan import Plan
 
+ONNX_GRIDS = ("Q4_0", "Q8_0")
 _ZERO_POINT = {4: 8, 8: 128}
 # Weights encoded at once: what the encoder needs besides stays in some tens of megabytes.
 CHUNK = 1 << 20
@@ -141,11 +143,11 @@ def _groups(name: str, matrix: Matrix, *, plan: Plan) -> list[Group]:
         return []
     groups = []
     for number, (found, parts) in enumerate(stretches):
-        held = grid_named(found or "")
-        if held.has_minimum or held.bits not in _ZERO_POINT:
+        held, meant = grid_named(found or ""), plan.meant(parts[0].source.name)
+        if meant not in ONNX_GRIDS:
             raise InputError(
-                f"expected grid Q4_0 or Q8_0, which ONNX's operators have, for {parts[0].source.name!r}, "
-                f"found {found}; let the plan of an ONNX variant name one of them"
+                f"expected grid {' or '.join(ONNX_GRIDS)}, which ONNX's operators have, for {parts[0].source.name!r}, "
+                f"found {meant}; let the plan of an ONNX variant name one of them"
             )
         groups.append(Group(f"{name}_{number}" if len(stretches) > 1 else name, held, parts))
     return groups

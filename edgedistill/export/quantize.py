@@ -119,17 +119,17 @@ def check_label(path: Path, *, scheme: str) -> None:
         )
 
 
-def weight_figures(path: Path, *, scheme: str, meant: frozenset[str] | None = None) -> WeightFigures:
+def weight_figures(path: Path, *, scheme: str, fallbacks: int | None = None) -> WeightFigures:
     """Count weights, bits and fallbacks of a GGUF file written for `scheme`; rope factors are no weights.
 
-    `meant` are the types its matrices were to have, where they are not those that llama.cpp gives them.
+    `fallbacks` is their count where another plan than llama.cpp's own for the scheme says what each matrix is to be.
     """
     tensors = [tensor for name, tensor in read_gguf(path).tensors.items() if name != ROPE_FACTORS]
     count = sum(prod(tensor.shape) for tensor in tensors)
-    meant = meant or SCHEMES[scheme][1]
-    fallback = sum(len(t.shape) > 1 and TENSOR_TYPES[t.type_id][0] not in meant for t in tensors)
+    if fallbacks is None:
+        fallbacks = sum(len(t.shape) > 1 and TENSOR_TYPES[t.type_id][0] not in SCHEMES[scheme][1] for t in tensors)
     return WeightFigures(
         parameters=count,
         bits_per_weight=round(8 * sum(tensor.size for tensor in tensors) / count, 4),
-        fallback_tensors=fallback,
+        fallback_tensors=fallbacks,
     )

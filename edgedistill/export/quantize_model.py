@@ -1,132 +1,98 @@
-"""Any Hugging Face folder into artifacts of at most so many bytes: precision by tensor, chosen on calibration text."""
+"""Any Hugging Face folder into artifacts within a budget: precision by tensor, chosen on calibration text."""
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from edgedistill.core.artifact import Artifact, content_digest, list_files
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import atomic_folder, read_json, read_jsonl
 from edgedistill.core.host import usable_cores
 from edgedistill.core.runfolder import NOT_OUTPUT, Reporter
-from edgedistill.core.stats import Interval, ratio_of_sums_interval
-from edgedistill.export.gguf import export_gguf_codes, export_gguf_f16
-from edgedistill.export.imatrix import (
-    chunks_of,
-    collect_imatrix,
-    hugging_face_names,
-    importances_of,
-    read_moments,
-)
+from edgedistill.core.stats import Interval
+from edgedistill.export.imatrix import chunks_of
+from edgedistill.export.mixed import Text, choose_codes, divergence, divided, write_artifact
+from edgedistill.export.pace import Measure
 from edgedistill.export.parity import predict
-from edgedistill.export.precision import BOTH_FORMATS, GGUF_ALONE, Choice, choose_precision
-from edgedistill.export.quantize import weight_figures
-from edgedistill.export.seal import ENTRIES, furnish, seal
-from edgedistill.export.tally import Tally
-from edgedistill.export.weights import stored_tensors
-from edgedistill.quant.blocks import decode_blocks
-from edgedistill.quant.codes import CodeSet
-from edgedistill.quant.plan import BLOCK, HEAD, TABLES, Plan
-from edgedistill.runtimes.base import open_session
+from edgedistill.export.precision import Choice
+from edgedistill.export.seal import seal
+from edgedistill.export.weights import check_finite
 from edgedistill.runtimes.chat import encode, load_tokenizer
 from edgedistill.runtimes.sources import resolve_model
 
 FORMATS = ("gguf", "onnx")
-CALIBRATED, MEASURED = 96, 8  # chunks of text that codes are chosen on, and others that candidates are measured on
-GRADIENTS = 8  # of the calibrated ones, for sensitivities
-MEASURED_TOKENS = 256
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Text:
-    """Calibration text as token ids: chunks that codes are chosen on, and others that candidates are measured on."""
-
-    calibrated: list[list[int]]
-    measured: list[list[int]]
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """What calibration told: the unplanned code set, costs in nats by tensor and grid, and shapes by tensor."""
-
-    codes: CodeSet
-    costs: dict[str, dict[str, float]]
-    shapes: dict[str, tuple[int, ...]]
 
 
 def quantize_model(
     model: str,
     *,
-    max_bytes: int,
+    max_bytes: int | None = None,
+    min_tokens_per_s: float | None = None,
+    measure: Measure | None = None,
     calibration: Path,
     out: Path,
     formats: Sequence[str] = FORMATS,
     threads: int = 0,
     report: Reporter,
 ) -> dict[str, Any]:
-    """Write `out/gguf-mixed` and `out/onnx-mixed`, each at most `max_bytes` with all that ships, from one code set.
+    """Write `out/gguf-mixed` and `out/onnx-mixed` from one code set, within a budget of bytes, of speed, or of both.
+
+    `max_bytes` are those of all that ships, for each.
 
     `model` is any reference to a Hugging Face folder, `calibration` a text file, or JSONL with a `text` or `prompt` in
     each line. Candidates are measured on a part of the text that no code was chosen on. Returned: by variant its bytes,
     bits per weight, grids and KL divergence with its interval.
 
+    With `min_tokens_per_s`, for one format, each candidate's speed is measured by `measure` too (see `pace`), and what
+    is returned has it.
+
     Raises:
-        InputError: the budget is below the smallest possible, the text too short, a format unknown, or `out` not empty.
+        InputError: there is no budget, one that cannot be kept, or one of speed for two formats; the text is too short,
+            a format unknown, or `out` not empty.
         StageError: a conversion failed, or an artifact is not equal to the model.
     """
     if not formats or set(formats) - set(FORMATS):
         raise InputError(f"expected formats of {', '.join(FORMATS)}, found {', '.join(formats) or 'none'}")
+    if max_bytes is None and min_tokens_per_s is None:
+        raise InputError(
+            "expected --max-bytes, --min-tokens-per-s or both, found neither; say what the model must keep"
+        )
+    if min_tokens_per_s is not None and len(formats) > 1:
+        raise InputError(
+            "expected one format with --min-tokens-per-s, found two, whose engines differ in speed; quantize for each"
+        )
     if out.exists() and any(out.iterdir()):
         raise InputError(f"expected an empty folder at {out}, found files in it; name another or empty it")
     threads = threads or usable_cores()
     folder = resolve_model(model).folder
+    check_finite(folder)
     text = _text(folder, calibration)
     work = out / ".work.tmp"
     work.mkdir(parents=True)
     try:
-        report.note("calibrating: inputs, gradients and costs of each tensor")
-        calibrated = _calibrate(folder, text, work=work, formats=formats, dataset=calibration.name, threads=threads)
-        wanted = _reference(folder, text.measured, place=work / "logits.npy", threads=threads)
-        graph = _graph(folder, work=work, threads=threads) if "onnx" in formats else None
-        largest = "onnx" if "onnx" in formats else "gguf"
-
-        def attempt(plan: Plan) -> tuple[int, float]:
-            candidate = work / "candidate"
-            shutil.rmtree(candidate, ignore_errors=True)
-            candidate.mkdir()
-            codes = calibrated.codes.replanned(plan)
-            _write(folder, candidate, form=largest, codes=codes, graph=graph, threads=threads)
-            kld = _divergence(candidate, largest, text.measured, wanted, threads=threads).estimate
-            size = sum(entry.size for entry in list_files(candidate))
-            report.note(f"candidate: {size / 1e6:.1f} MB, KLD {kld:.3g} nats")
-            return size, kld
-
-        choice = choose_precision(
-            shapes=calibrated.shapes,
-            costs=calibrated.costs,
+        chosen = choose_codes(
+            folder,
+            text,
             formats=formats,
             max_bytes=max_bytes,
-            overhead=_overhead(folder, largest, calibrated.shapes, work=work),
-            attempt=attempt,
+            min_tokens_per_s=min_tokens_per_s,
+            measure=measure,
+            dataset=calibration.name,
+            work=work,
+            threads=threads,
+            report=report,
         )
-        shutil.rmtree(work / "candidate")
         digest = content_digest(list_files(folder, skip=NOT_OUTPUT))
         predictions = predict(model=folder, texts=text.measured, threads=threads)
         found = {}
         for form in formats:
-            codes = calibrated.codes.replanned(choice.best.plan)
             with atomic_folder(out / f"{form}-mixed") as made:
-                weights = _write(folder, made, form=form, codes=codes, graph=graph, threads=threads)
+                weights = write_artifact(
+                    folder, made, form=form, codes=chosen.codes, graph=chosen.graph, threads=threads
+                )
                 artifact = seal(
                     made,
                     variant=f"{form}-mixed",
@@ -135,11 +101,11 @@ def quantize_model(
                     model=folder,
                     source_digest=digest,
                     predictions=predictions,
-                    weights=weights,
+                    weights=weights | {"grids": dict(chosen.choice.counts), "max_bytes": max_bytes},
                     threads=threads,
                 )
-            kld = _divergence(out / f"{form}-mixed", form, text.measured, wanted, threads=threads)
-            found[artifact.variant] = _figures(artifact, choice, kld)
+            kld = divergence(out / f"{form}-mixed", form, text.measured, chosen.wanted, threads=threads)
+            found[artifact.variant] = _figures(artifact, chosen.choice, kld)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return found
@@ -162,108 +128,11 @@ def _text(folder: Path, path: Path) -> Text:
             f"expected calibration text of at least {2 * min(512, context)} tokens in {path}, found less; give more, "
             "such as 50,000 words of what the model will read"
         )
-    measured = chunks[:: max(2, len(chunks) // MEASURED)][:MEASURED]
-    others = [chunk for chunk in chunks if chunk not in measured]
-    return Text(others[:: max(1, len(others) // CALIBRATED)][:CALIBRATED], [c[:MEASURED_TOKENS] for c in measured])
-
-
-def _calibrate(
-    folder: Path, text: Text, *, work: Path, formats: Sequence[str], dataset: str, threads: int
-) -> Calibrated:
-    from edgedistill.export.sensitivity import rounding_costs, row_sensitivities, table_costs
-
-    half = work / "f16.gguf"
-    export_gguf_f16(model=folder, out=half)
-    imatrix = collect_imatrix(half, text.calibrated, threads=threads, dataset=dataset, moments=work / "moments")
-    names = hugging_face_names(half, model=folder)
-    moments = read_moments(work / "moments", names=names)
-    codes = CodeSet(Plan("Q8_0", "Q8_0"), importances=importances_of(imatrix, names), moments=moments)
-    stored = stored_tensors(folder)
-    tied = bool(read_json(folder / "config.json").get("tie_word_embeddings")) or HEAD not in stored
-    shapes = {name: t.shape for name, t in stored.items() if name in names and not (tied and name == HEAD)}
-    rows = row_sensitivities(folder, text.calibrated[:GRADIENTS], threads=threads)
-    grids = BOTH_FORMATS if "onnx" in formats else GGUF_ALONE
-    costs: dict[str, dict[str, float]] = {}
-    for name, shape in shapes.items():
-        if codes.plan.grid(name, shape) is None:
-            continue
-        weights = stored[name].read().astype(np.float32)
-        if name in TABLES:
-            tables = {g: decode_blocks(codes.replanned(Plan(g, g)).blocks(name, weights)) for g in grids}
-            costs[name] = table_costs(folder, tables, text.calibrated[: GRADIENTS // 2], name=name, threads=threads)
-        else:
-            costs[name] = rounding_costs(weights, grids=grids, moment=moments[name], rows=rows[name])
-    return Calibrated(codes, costs, shapes)
-
-
-def _reference(folder: Path, chunks: Sequence[Sequence[int]], *, place: Path, threads: int) -> np.ndarray:
-    """The model's own logits `[chunks, tokens, vocab]`, kept on disk."""
-    with closing(open_session("hf", folder, threads=threads, context=MEASURED_TOKENS, dtype="float32")) as session:
-        for number, ids in enumerate(chunks):
-            logits = session.logits(ids)
-            if number == 0:
-                shape = (len(chunks), *logits.shape)
-                kept = np.lib.format.open_memmap(place, mode="w+", dtype=np.float32, shape=shape)
-            kept[number] = logits
-    return kept
-
-
-def _graph(folder: Path, *, work: Path, threads: int) -> Path:
-    from edgedistill.export.onnx_graph import build_graph
-
-    build_graph(model=folder, out=work / "graph", threads=threads)
-    return work / "graph"
-
-
-def _overhead(folder: Path, form: str, shapes: Mapping[str, tuple[int, ...]], *, work: Path) -> int:
-    """About the bytes that are no matrix on a grid: companions, metadata or graph, vectors."""
-    beside = work / "companions"
-    beside.mkdir()
-    if form == "gguf":
-        os.link(work / "f16.gguf", beside / ENTRIES[form])  # a Modelfile says what its GGUF says
-    furnish(beside, model=folder, form=form)
-    (beside / ENTRIES[form]).unlink(missing_ok=True)
-    size = sum(path.stat().st_size for path in beside.iterdir())
-    if form == "gguf":
-        matrices = sum(prod(shape) for shape in shapes.values() if len(shape) == 2 and shape[1] % BLOCK == 0)
-        return size + (work / "f16.gguf").stat().st_size - 2 * matrices
-    vectors = sum(prod(shape) for shape in shapes.values() if len(shape) < 2)
-    return size + (work / "graph" / ENTRIES["onnx"]).stat().st_size + 4 * vectors
-
-
-def _write(folder: Path, into: Path, *, form: str, codes: CodeSet, graph: Path | None, threads: int) -> dict[str, Any]:
-    """The weights of one format and all beside them, so that a candidate's bytes are those of what ships."""
-    out = into / ENTRIES[form]
-    if form == "gguf":
-        export_gguf_codes(model=folder, out=out, codes=codes)
-        found: Any = weight_figures(out, scheme="Q8_0", meant=codes.plan.grids)
-    else:
-        from edgedistill.export.onnx import export_onnx
-
-        found = export_onnx(model=folder, out=into, threads=threads, graph=graph, codes=codes)
-    furnish(into, model=folder, form=form)
-    return {
-        "parameters": found.parameters,
-        "bits_per_weight": found.bits_per_weight,
-        "fallback_tensors": found.fallback_tensors,
-    }
-
-
-def _divergence(
-    folder: Path, form: str, chunks: Sequence[Sequence[int]], wanted: np.ndarray, *, threads: int
-) -> Interval:
-    """KL(model ‖ artifact) in nats per token, with its interval over chunks."""
-    engine, path = ("llamacpp", folder / ENTRIES["gguf"]) if form == "gguf" else ("onnx", folder)
-    totals = []
-    with closing(open_session(engine, path, threads=threads, context=MEASURED_TOKENS)) as session:
-        for ids, logits in zip(chunks, wanted, strict=True):
-            tally = Tally()
-            tally.add(logits, session.logits(ids))
-            totals.append(tally.kld)
-    return ratio_of_sums_interval(totals, [float(len(ids)) for ids in chunks], confidence=CONFIDENCE, seed=0)
+    return divided(chunks)
 
 
 def _figures(artifact: Artifact, choice: Choice, kld: Interval) -> dict[str, Any]:
+    ns = choice.best.ns
     return {
         "bytes": artifact.total_bytes,
         "bits_per_weight": artifact.bits_per_weight,
@@ -274,4 +143,5 @@ def _figures(artifact: Artifact, choice: Choice, kld: Interval) -> dict[str, Any
         "kld_high": float(f"{kld.high:.4g}"),
         "top1_ratio": artifact.parity["fresh"]["top1_ratio"],
         "candidates": choice.measured,
+        **({"tokens_per_s": float(f"{1e9 / ns:.4g}")} if ns else {}),
     }

@@ -20,11 +20,14 @@ from edgedistill.export.seal import ENTRIES, seal
 
 if TYPE_CHECKING:
     from edgedistill.export.imatrix import Imatrix
+    from edgedistill.export.mixed import Chosen
     from edgedistill.export.onnx_check import OnnxFacts
     from edgedistill.export.parity import Prediction
     from edgedistill.export.quantize import WeightFigures
     from edgedistill.quant.codes import CodeSet
 
+MIXED = "mixed"
+LEAST_OF_CHUNK, MOST_OF_CHUNK, CHUNKS = 32, 512, 24  # tokens of the chunks that mixed precision is chosen on; how many
 CALIBRATION_RECORDS = 256  # held-in records that the importance matrix of K- and IQ-quants is taken from
 
 
@@ -53,16 +56,20 @@ def run(context: StageContext) -> None:
         InputError: the student or the teacher cannot be exported in a wanted format.
         StageError: a conversion failed, or an artifact is not equal to its source; nothing of it is left.
     """
+    from edgedistill.export.weights import check_finite
     from edgedistill.quant.codes import CodeSet
     from edgedistill.quant.plan import GRIDS_OF_LAYERS, plan_of
 
     recipe = context.recipe
     threads = recipe.threads or usable_cores()
     orders = _orders(context)
+    for source in {order.source for order in orders if _finished(context.folder / order.variant) is None}:
+        check_finite(source)
     records = _records(context, count=recipe.export.parity_texts)
     sources: dict[Path, Source] = {}
     chosen_by = _calibration(context, orders, threads=threads) if recipe.export.calibrate else {}
     codes = {plan.layers: CodeSet(plan, **chosen_by) for plan in map(plan_of, GRIDS_OF_LAYERS)}
+    mixed = _mixed(context, threads=threads)
     if said := _ended_prompt(context.folder_of("train") / "student", override=recipe.task.chat_template):
         context.report.note(said)
     for number, order in enumerate(orders):
@@ -78,6 +85,7 @@ def run(context: StageContext) -> None:
                 context=context,
                 threads=threads,
                 codes=codes.get(GRIDS_OF_LAYERS.get(order.precision, "")),
+                mixed=mixed,
             )
         context.figures[order.variant] = _headline(artifact)
         context.report.note(_sentence(artifact))
@@ -149,11 +157,22 @@ def _source(folder: Path, *, texts: list[list[int]], threads: int) -> Source:
     return Source(digest=digest, predictions=predict(model=folder, texts=texts, threads=threads))
 
 
-def _build(order: Order, *, source: Source, context: StageContext, threads: int, codes: CodeSet | None) -> Artifact:
+def _build(
+    order: Order,
+    *,
+    source: Source,
+    context: StageContext,
+    threads: int,
+    codes: CodeSet | None,
+    mixed: Chosen | None,
+) -> Artifact:
     with atomic_folder(context.folder / order.variant) as folder:
         make = _make_gguf if order.form == "gguf" else _make_onnx
-        weights = make(order, folder=folder, context=context, threads=threads, codes=codes)
-        return seal(
+        chosen = mixed if order.precision == MIXED else None
+        weights = make(order, folder=folder, context=context, threads=threads, codes=chosen.codes if chosen else codes)
+        if chosen is not None:
+            weights |= {"grids": dict(chosen.choice.counts), "max_bytes": context.recipe.export.most_bytes}
+        artifact = seal(
             folder,
             variant=order.variant,
             form=order.form,
@@ -164,6 +183,12 @@ def _build(order: Order, *, source: Source, context: StageContext, threads: int,
             weights=weights,
             threads=threads,
         )
+        if artifact.max_bytes is not None and artifact.total_bytes > artifact.max_bytes:
+            raise StageError(
+                f"{order.variant}: expected at most {artifact.max_bytes:,} bytes, found {artifact.total_bytes:,} "
+                "written; raise export.max_bytes by the difference"
+            )
+        return artifact
 
 
 def _work(context: StageContext) -> Path:
@@ -194,8 +219,8 @@ def _make_gguf(
         quantize_gguf(source=half, out=out, scheme=scheme, threads=threads, importances=imatrix.means())
         check_label(out, scheme=scheme)
         return _weights(weight_figures(out, scheme=scheme))
-    export_gguf_codes(model=order.source, out=out, codes=codes, name=name)
-    return _weights(weight_figures(out, scheme=scheme, meant=codes.plan.grids))
+    fallbacks = export_gguf_codes(model=order.source, out=out, codes=codes, name=name)
+    return _weights(weight_figures(out, scheme=scheme, fallbacks=fallbacks))
 
 
 def _calibration(context: StageContext, orders: Sequence[Order], *, threads: int) -> dict[str, Any]:
@@ -210,6 +235,41 @@ def _calibration(context: StageContext, orders: Sequence[Order], *, threads: int
     names = hugging_face_names(half, model=student)
     moments = read_moments(half.parent / "moments", names=names)
     return {"importances": importances_of(imatrix, names), "moments": moments}
+
+
+def _mixed(context: StageContext, *, threads: int) -> Chosen | None:
+    """Grids and codes of the variants of mixed precision, chosen for all of them at once; None where all stand."""
+    names = context.recipe.export.mixed
+    if all(_finished(context.folder / name) for name in names):
+        return None
+    from edgedistill.export.imatrix import chunks_of
+    from edgedistill.export.mixed import choose_codes, divided
+
+    student, work = context.folder_of("train") / "student", _work(context) / MIXED
+    for name in names:  # one that an interrupted run left may have other codes
+        shutil.rmtree(context.folder / name, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    records = _records(context, count=CALIBRATION_RECORDS)
+    texts = _texts(student, records, override=context.recipe.task.chat_template)
+    ids = [identity for text in texts for identity in text]
+    chunks = chunks_of(ids, size=min(MOST_OF_CHUNK, max(LEAST_OF_CHUNK, len(ids) // CHUNKS)))
+    if len(chunks) < 2:
+        raise InputError(
+            f"expected records of at least {2 * LEAST_OF_CHUNK} tokens to choose {names[0]} on, found {len(ids)}; "
+            "collect more, or leave it out of export.variants"
+        )
+    return choose_codes(
+        student,
+        divided(chunks),
+        formats=[name.split("-")[0] for name in names],
+        max_bytes=context.recipe.export.most_bytes,
+        dataset="held-in records",
+        work=work,
+        name=context.recipe.name,
+        threads=threads,
+        report=context.report,
+    )
 
 
 def _calibrated(context: StageContext, student: Path, *, threads: int, moments: bool = False) -> tuple[Path, Imatrix]:

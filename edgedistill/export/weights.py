@@ -16,6 +16,7 @@ from edgedistill.core.errors import InputError
 from edgedistill.core.files import read_json
 from edgedistill.runtimes.safetensors_file import check_weights, weight_file
 
+READ_AT_ONCE = 1 << 22  # weights
 READ_AS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
@@ -51,6 +52,24 @@ def stored_tensors(model: Path) -> dict[str, StoredTensor]:
     names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else None
     paths = sorted(model.glob("*.safetensors")) if names is None else [weight_file(model, name) for name in names]
     return {name: tensor for path in paths for name, tensor in _stored_in(path).items()}
+
+
+def check_finite(model: Path) -> None:
+    """Read every weight of a Hugging Face folder once, before anything is made of it.
+
+    Raises:
+        InputError: one is NaN or infinite, by tensor and row; or as `stored_tensors`.
+    """
+    for tensor in stored_tensors(model).values():
+        step = max(1, READ_AT_ONCE // max(1, prod(tensor.shape[1:])))
+        for begin in range(0, tensor.shape[0] if tensor.shape else 1, step):
+            values = tensor.read(begin, begin + step) if tensor.shape else tensor.read()
+            rows = ~np.isfinite(values).reshape(len(values) if tensor.shape else 1, -1).all(axis=1)
+            if rows.any():
+                raise InputError(
+                    f"expected finite weights in {tensor.path}, found NaN or infinity in {tensor.name!r}, row "
+                    f"{begin + int(rows.argmax())}; train again with a lower rate, or take an earlier checkpoint"
+                )
 
 
 def _stored_in(path: Path) -> dict[str, StoredTensor]:

@@ -69,10 +69,17 @@ def read_run(run: Path, *, host_id: str) -> RunData:
 
 
 def read_parity(run: Path) -> dict[str, Mapping[str, Any]]:
-    """Variant → the proof of equality that its artifact carries."""
+    """Variant → the proof of equality that its artifact carries; before it, the grids of one of mixed precision."""
     found = {}
     for path in sorted((run / FOLDERS["export"]).glob("*/artifact.json")):
-        found[path.parent.name] = read_json(path).get("parity") or {}
+        artifact = read_json(path)
+        proof = artifact.get("parity") or {}
+        if grids := artifact.get("grids"):
+            said = {"matrices on each grid": [f"{count} {grid}" for grid, count in grids.items()]}
+            if artifact.get("max_bytes"):
+                said["bytes they were chosen for"] = artifact["max_bytes"]
+            proof = {"mixed": said, **proof}
+        found[path.parent.name] = proof
     return found
 
 

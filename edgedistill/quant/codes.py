@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from edgedistill.quant.blocks import BLOCK, Blocks, encode_blocks, grid_named, join_blocks, split_blocks
+from edgedistill.quant.blocks import Blocks, encode_blocks, join_blocks, split_blocks
 from edgedistill.quant.compensate import compensate_blocks, feedback_of
+from edgedistill.quant.grids import BLOCK, grid_named
 from edgedistill.quant.plan import Plan
 from edgedistill.quant.search import search_blocks
 
@@ -69,9 +69,9 @@ class CodeSet:
         if new:
             encoded = join_blocks(self._encoded(name, rows[new], grid=grid))
             self._stored |= {keys[i]: row.tobytes() for i, row in zip(new, encoded, strict=True)}
-        size = gguf.GGML_QUANT_SIZES[grid_named(grid).kind][1]
+        held = grid_named(grid)
         stored = np.frombuffer(b"".join(self._stored[key] for key in keys), dtype=np.uint8)
-        return split_blocks(stored.reshape(len(rows), rows.shape[1] // BLOCK, size), grid=grid)
+        return split_blocks(stored.reshape(len(rows), rows.shape[1] // held.block, held.bytes), grid=grid)
 
     def _encoded(self, name: str, rows: NDArray[Any], *, grid: str) -> Blocks:
         if name in self._moments:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from edgedistill.quant.blocks import BLOCK, TINY, Grid, grid_named
+from edgedistill.quant.grids import STEPS, TINY, Grid, grid_named
 
 
 def fake_quantize(weight: torch.Tensor, *, grid: str) -> torch.Tensor:
@@ -20,8 +20,8 @@ def fake_quantize(weight: torch.Tensor, *, grid: str) -> torch.Tensor:
         ValueError: there is no such grid, or the columns do not fill blocks.
     """
     chosen = grid_named(grid)
-    if weight.shape[-1] % BLOCK:
-        raise ValueError(f"expected columns in multiples of {BLOCK}, found {weight.shape[-1]}")
+    if weight.shape[-1] % chosen.block:
+        raise ValueError(f"expected columns in multiples of {chosen.block}, found {weight.shape[-1]}")
     rounded: torch.Tensor = _Rounded.apply(weight, chosen)
     return rounded
 
@@ -37,9 +37,14 @@ def round_activations(x: torch.Tensor) -> torch.Tensor:
 class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, grid: Grid) -> torch.Tensor:
-        blocks = weight.reshape(-1, BLOCK)
+        blocks = weight.reshape(-1, grid.block)
         blocks = torch.where(blocks.abs() < TINY, 0, blocks)
-        rounded = _from_minimum(blocks, grid) if grid.has_minimum else _from_largest(blocks, grid)
+        if grid.has_steps:
+            rounded = _from_parts(blocks, grid)
+        elif grid.values is not None:
+            rounded = _from_values(blocks, grid)
+        else:
+            rounded = _from_minimum(blocks, grid) if grid.has_minimum else _from_largest(blocks, grid)
         return rounded.reshape(weight.shape)
 
     @staticmethod
@@ -49,11 +54,8 @@ class _Rounded(torch.autograd.Function):
 
 def _from_largest(blocks: torch.Tensor, grid: Grid) -> torch.Tensor:
     symmetric = -grid.low == grid.high
-    if symmetric:
-        scale = blocks.abs().amax(1, keepdim=True) / grid.high
-    else:
-        # the signed weight of the largest size gets the code `low`, which has no opposite; of equals the first
-        scale = blocks.gather(1, blocks.abs().argmax(1, keepdim=True)) / grid.low
+    # where they are not symmetric, the largest weight gets the code `low`, which has no opposite
+    scale = blocks.abs().amax(1, keepdim=True) / grid.high if symmetric else _largest(blocks) / grid.low
     scaled = blocks * _inverse(scale)
     if symmetric:  # half away from zero, as C's roundf
         size = scaled.abs()
@@ -68,6 +70,26 @@ def _from_minimum(blocks: torch.Tensor, grid: Grid) -> torch.Tensor:
     scale = (blocks.amax(1, keepdim=True) - low) / grid.high
     codes = ((blocks - low) * _inverse(scale) + 0.5).trunc().clamp(0, grid.high)
     return codes * scale.half().float() + low.half().float()
+
+
+def _from_values(blocks: torch.Tensor, grid: Grid) -> torch.Tensor:
+    scale = (_largest(blocks) / grid.low).half().float()
+    values = torch.tensor(grid.values, dtype=torch.float32, device=blocks.device)
+    between = torch.from_numpy(grid.between).to(blocks.device)
+    return values[torch.bucketize(blocks * _inverse(scale), between)] * scale
+
+
+def _from_parts(blocks: torch.Tensor, grid: Grid) -> torch.Tensor:
+    parts = blocks.reshape(len(blocks), -1, grid.part)
+    wanted = _largest(parts) / grid.low
+    unit = (_largest(wanted[..., 0])[..., None] / STEPS[0]).half().float()
+    scale = (wanted * _inverse(unit)).round().clamp(*STEPS) * unit
+    return (parts * _inverse(scale)).round().clamp(grid.low, grid.high) * scale
+
+
+def _largest(x: torch.Tensor) -> torch.Tensor:
+    """Along the last axis, kept, the signed number of the largest size; of equals the first."""
+    return x.gather(-1, x.abs().argmax(-1, keepdim=True))
 
 
 def _inverse(scale: torch.Tensor) -> torch.Tensor:

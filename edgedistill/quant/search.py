@@ -3,6 +3,9 @@
 For given codes the best scale (and minimum) is a weighted least-squares fit; which codes to try, a sweep of scales
 around the reference's says. What is compared are the errors of the stored block, after its scale is rounded to half
 precision, and the reference's own block is among those compared: no block gets worse.
+
+Where parts of a block have whole steps of one scale, each part's own best scale is found first, then the block's scale
+whose steps come nearest to all of them, each miss weighed by what it adds to the error, then the steps once more.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgedistill.quant.blocks import Blocks, Grid, as_blocks, decode_blocks, encode_blocks, grid_named
+from edgedistill.quant.blocks import Blocks, as_blocks, decode_blocks, encode_blocks, inverse, largest
+from edgedistill.quant.grids import STEPS, Grid, grid_named
 
 # How much wider or narrower than the reference's the steps tried are: up to a quarter of the range clipped away.
 STRETCHES = tuple(float(f) for f in np.linspace(0.75, 1.15, 17))
 ROUNDS = 2  # of codes from scale and scale from codes, after the sweep
-CHUNK = 1 << 15  # blocks at once: the sweep's temporaries stay in the cache
+UNITS = 48  # scales of a block tried for its parts' steps: the largest part's step from the most down to half of it
+CHUNK = 1 << 20  # weights at once: the sweep's temporaries stay in the cache
 Array = NDArray[np.float32]
 
 
@@ -31,50 +36,109 @@ def search_blocks(weights: NDArray[Any], *, grid: str, importance: NDArray[Any] 
         ValueError: as `encode_blocks`; or `importance` is not one finite number ≥ 0 for each column.
     """
     chosen = grid_named(grid)
-    blocks = as_blocks(weights)
+    blocks = as_blocks(weights, block=chosen.block)
     rows, count, width = blocks.shape
-    weigh = _importance(importance, columns=count * width)
-    reference = encode_blocks(weights, grid=grid)
-    codes = reference.codes.reshape(-1, width).copy()
-    scales, minimums = reference.scales.reshape(-1).copy(), None
-    if reference.minimums is not None:
-        minimums = reference.minimums.reshape(-1).copy()
-    flat, weigh = blocks.reshape(-1, width), np.broadcast_to(weigh, (rows, count, width)).reshape(-1, width)
-    held = decode_blocks(reference).reshape(-1, width)
-    for start in range(0, len(flat), CHUNK):
-        part = slice(start, start + CHUNK)
+    weigh = _importance(importance, columns=count * width).reshape(1, count, width)
+    flat, weigh = blocks.reshape(-1, width), np.broadcast_to(weigh, blocks.shape).reshape(-1, width)
+    reference = encode_blocks(flat, grid=grid)
+    step = max(1, CHUNK // width)
+    for start in range(0, len(flat), step):
+        part = slice(start, start + step)
         x, w = flat[part], weigh[part]
-        found, scale, minimum = _searched(x, w, chosen)
-        better = _error(x, w, _stored(found, scale, minimum)) < _error(x, w, held[part])
-        codes[part][better] = found[better]
-        scales[part][better] = scale[better]
-        if minimums is not None:
-            minimums[part][better] = minimum[better]
-    return Blocks(
-        grid=chosen,
-        codes=codes.reshape(rows, count, width),
-        scales=scales.reshape(rows, count),
-        minimums=None if minimums is None else minimums.reshape(rows, count),
-    )
+        found = _searched_parts(x, w, chosen) if chosen.has_steps else _searched(x, w, chosen)
+        better = _error(x, w, decode_blocks(found)) < _error(x, w, decode_blocks(_rows(reference, part)))
+        for held, new in zip(_arrays(reference), _arrays(found), strict=True):
+            held[part][better] = new[better]
+    shaped = {name: None if (a := getattr(reference, name)) is None else a.reshape(rows, count, *a.shape[2:])
+              for name in ("codes", "scales", "minimums", "steps")}  # fmt: skip
+    return Blocks(chosen, **shaped)
+
+
+def search_steps(x: Array, unit: Array, *, grid: Grid, importance: Array) -> NDArray[np.int8]:
+    """The step `[rows]` of parts `x` `[rows, part]` of blocks whose scales are `unit` `[rows]`, with the least error.
+
+    `importance` is `[part]`.
+    """
+    w = np.broadcast_to(importance, x.shape)
+    scale, _ = _best_scale(x, w, grid)
+    return _nearby(x, w, np.clip(np.rint(scale * inverse(unit)), *STEPS), unit, grid)[0].astype(np.int8)
 
 
 def weighted_error(weights: NDArray[Any], blocks: Blocks, *, importance: NDArray[Any] | None = None) -> float:
     """`sum(importance * (weight - decoded)^2) / sum(importance * weight^2)` of `weights` `[rows, columns]` encoded."""
-    weigh = _importance(importance, columns=weights.shape[1]).reshape(-1).astype(np.float64)
+    weigh = _importance(importance, columns=weights.shape[1]).astype(np.float64)
     size = np.square(weights.astype(np.float64)) @ weigh
     return float((np.square(weights - decode_blocks(blocks), dtype=np.float64) @ weigh).sum() / max(size.sum(), 1e-300))
 
 
 def _importance(importance: NDArray[Any] | None, *, columns: int) -> Array:
-    """`[1, columns / 32, 32]`."""
     given = np.ones(columns) if importance is None else np.asarray(importance)
     if given.shape != (columns,) or not np.isfinite(given).all() or (given < 0).any():
         raise ValueError(f"expected {columns} finite importances of at least 0, found {given.shape} or others")
-    return given.astype(np.float32).reshape(1, -1, 32)
+    return given.astype(np.float32)
 
 
-def _searched(x: Array, w: Array, grid: Grid) -> tuple[NDArray[np.int8], NDArray[np.float16], NDArray[np.float16]]:
-    """Codes `[n, 32]`, scales `[n]` and minimums `[n]` (zeros on a grid that has none) of blocks `x` `[n, 32]`."""
+def _arrays(blocks: Blocks) -> list[NDArray[Any]]:
+    every = (blocks.codes, blocks.scales, blocks.minimums, blocks.steps)
+    return [array for array in every if array is not None]
+
+
+def _rows(blocks: Blocks, rows: slice) -> Blocks:
+    every = (blocks.codes, blocks.scales, blocks.minimums, blocks.steps)
+    return Blocks(blocks.grid, *(None if array is None else array[rows] for array in every))  # type: ignore[arg-type]
+
+
+def _searched(x: Array, w: Array, grid: Grid) -> Blocks:
+    """Blocks `x` `[n, block]`, one in a row, whose weights weigh `w`."""
+    scale, minimum = _best_scale(x, w, grid)
+    with np.errstate(over="ignore"):  # a scale that overflows makes an infinite error, which is never better
+        half, low = scale.astype(np.float16), minimum.astype(np.float16)
+    codes = _codes(x, half.astype(np.float32), low.astype(np.float32), grid).astype(np.int8)
+    return Blocks(grid, codes[:, None], half[:, None], low[:, None] if grid.has_minimum else None)
+
+
+def _searched_parts(x: Array, w: Array, grid: Grid) -> Blocks:
+    """As `_searched`, on a grid whose blocks' parts have steps."""
+    count, width = len(x), grid.part
+    parts, weigh = x.reshape(-1, width), w.reshape(-1, width)
+    scale, none = _best_scale(parts, weigh, grid)
+    # with codes as they are, a scale off by e adds curve * e^2
+    curve = np.einsum("ij,ij->i", weigh, np.square(_codes(parts, scale, none, grid))).reshape(count, -1)
+    wanted = scale.reshape(count, -1)
+    best, halves = np.full(count, np.inf, dtype=np.float32), np.zeros(count, dtype=np.float16)
+    for most in np.linspace(STEPS[0], STEPS[0] / 2, UNITS, dtype=np.float32):
+        half = (largest(wanted) / most).astype(np.float16)
+        unit = half.astype(np.float32)[:, None]
+        miss = np.square(np.clip(np.rint(wanted * inverse(unit)), *STEPS) * unit - wanted)
+        error = np.einsum("ij,ij->i", curve, miss)
+        better = error < best
+        best[better], halves[better] = error[better], half[better]
+    unit = np.repeat(halves.astype(np.float32), grid.block // width)
+    steps, codes = _nearby(parts, weigh, np.clip(np.rint(scale * inverse(unit)), *STEPS), unit, grid)
+    return Blocks(
+        grid,
+        codes.astype(np.int8).reshape(count, 1, -1),
+        halves[:, None],
+        steps=steps.astype(np.int8).reshape(count, 1, -1),
+    )
+
+
+def _nearby(x: Array, w: Array, steps: Array, unit: Array, grid: Grid) -> tuple[Array, Array]:
+    """Of `steps` `[n]` and those next to them the ones that err least on parts `x` `[n, part]`, and their codes."""
+    best, held = np.full(len(x), np.inf, dtype=np.float32), steps.copy()
+    codes = np.zeros_like(x)
+    for change in (0, -1, 1):
+        tried = np.clip(steps + change, *STEPS)
+        scale = tried * unit
+        q = _codes(x, scale, np.zeros_like(scale), grid)
+        error = _error(x, w, scale[:, None] * q)
+        better = error < best
+        best[better], held[better], codes[better] = error[better], tried[better], q[better]
+    return held, codes
+
+
+def _best_scale(x: Array, w: Array, grid: Grid) -> tuple[Array, Array]:
+    """Scales `[n]` and minimums `[n]` (zeros on a grid that has none) of `x` `[n, any]`, before they are rounded."""
     best = np.full(len(x), np.inf, dtype=np.float32)
     scale, minimum = np.zeros_like(best), np.zeros_like(best)
     for first_scale, first_minimum in _starts(x, grid):
@@ -85,9 +149,7 @@ def _searched(x: Array, w: Array, grid: Grid) -> tuple[NDArray[np.int8], NDArray
         best[better], scale[better], minimum[better] = error[better], fitted[better], base[better]
     for _ in range(ROUNDS):
         scale, minimum = _fit(x, w, _codes(x, scale, minimum, grid), grid)
-    with np.errstate(over="ignore"):  # a scale that overflows makes an infinite error, which is never better
-        half, low = scale.astype(np.float16), minimum.astype(np.float16)
-    return _codes(x, half.astype(np.float32), low.astype(np.float32), grid).astype(np.int8), half, low
+    return scale, minimum
 
 
 def _starts(x: Array, grid: Grid) -> list[tuple[Array, Array]]:
@@ -97,16 +159,15 @@ def _starts(x: Array, grid: Grid) -> list[tuple[Array, Array]]:
         span = (high - low) / grid.high
         # the range keeps its lower end, its middle or its upper end
         return [(span * f, low + span * (1 - f) * grid.high * kept) for kept in (0, 0.5, 1) for f in STRETCHES]
-    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
-    none = np.zeros_like(largest)
+    most = largest(x)
+    none = np.zeros_like(most)
     signs = (1, -1) if -grid.low != grid.high else (1,)
-    return [(sign * f * largest / grid.low, none) for sign in signs for f in STRETCHES]
+    return [(sign * f * most / grid.low, none) for sign in signs for f in STRETCHES]
 
 
 def _codes(x: Array, scale: Array, minimum: Array, grid: Grid) -> Array:
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
     q = x - minimum[:, None] if grid.has_minimum else x
-    return np.clip(np.rint(q * inverse[:, None]), grid.low, grid.high)
+    return grid.nearest(q * inverse(scale)[:, None])
 
 
 def _fit(x: Array, w: Array, q: Array, grid: Grid) -> tuple[Array, Array]:
@@ -119,10 +180,6 @@ def _fit(x: Array, w: Array, q: Array, grid: Grid) -> tuple[Array, Array]:
     sound = determinant > 1e-6 * sw * qq
     scale = np.divide(sw * xq - sx * sq, determinant, out=np.zeros_like(xq), where=sound)
     return scale, np.divide(sx - scale * sq, sw, out=np.zeros_like(xq), where=sw > 0)
-
-
-def _stored(codes: NDArray[np.int8], scale: NDArray[np.float16], minimum: NDArray[np.float16]) -> Array:
-    return codes * scale.astype(np.float32)[:, None] + minimum.astype(np.float32)[:, None]
 
 
 def _error(x: Array, w: Array, decoded: Array) -> Array:

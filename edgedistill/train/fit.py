@@ -20,7 +20,7 @@ import torch
 
 from edgedistill.core.errors import InputError
 from edgedistill.core.runfolder import Reporter
-from edgedistill.quant.blocks import grid_named
+from edgedistill.quant.grids import grid_named
 from edgedistill.quant.plan import Plan
 from edgedistill.train.calibration import mean_loss
 from edgedistill.train.data import Example

@@ -49,6 +49,16 @@ def test_what_is_no_model_is_one_sentence(tmp_path: Path) -> None:
         foreign_subject(tmp_path / "x.gguf")
 
 
+def test_a_pre_tokenizer_that_llama_cpp_does_not_know_is_bad_input(tiny_gguf: Path, tmp_path: Path) -> None:
+    raw, key = tiny_gguf.read_bytes(), b"tokenizer.ggml.pre"
+    at = raw.index(key) + len(key) + 4 + 8  # past the value's type and length
+    length = int.from_bytes(raw[at - 8 : at], "little")
+    (tmp_path / "odd.gguf").write_bytes(raw[:at] + b"x" * length + raw[at + length :])
+    with pytest.raises(InputError, match=rf"llama\.cpp cannot load .*odd\.gguf: .*{'x' * length}") as refused:
+        foreign_subject(tmp_path / "odd.gguf")
+    assert refused.value.exit_code == 2
+
+
 def test_a_device_that_is_not_here_is_never_measured_as_this_host(tiny_gguf: Path) -> None:
     with pytest.raises(InputError, match="expected a target that can be measured, found raspberry-pi-5"):
         measure_foreign(tiny_gguf, targets=("local-cpu", "raspberry-pi-5"), blocks=1, report=SilentReporter())

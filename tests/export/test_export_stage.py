@@ -15,12 +15,14 @@ import pytest
 from export_builders import save_byte_level, save_llama
 
 from edgedistill.core.artifact import list_files, load_artifact
-from edgedistill.core.errors import StageError
+from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import write_jsonl
-from edgedistill.core.recipe import Recipe
+from edgedistill.core.recipe import Export, Recipe
 from edgedistill.core.records import Message, TeacherRecord
 from edgedistill.core.runfolder import SilentReporter, StageContext
 from edgedistill.export import companions, onnx_graph, stage
+from edgedistill.gate.inputs import read_parity
+from edgedistill.gate.proof import proof_table
 
 COMPANIONS = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"}
 GGUF = ["gguf-f16", "gguf-q8_0", "gguf-q4_0"]
@@ -28,7 +30,12 @@ ONNX = ["onnx-fp32", "onnx-int8", "onnx-int4"]
 
 
 def context_of(
-    run: Path, *, variants: list[str], teacher: tuple[str, ...] = (), calibrate: bool = False
+    run: Path,
+    *,
+    variants: list[str],
+    teacher: tuple[str, ...] = (),
+    calibrate: bool = False,
+    max_bytes: int | None = None,
 ) -> StageContext:
     recipe = Recipe.model_validate(
         {
@@ -43,6 +50,7 @@ def context_of(
                 "teacher_variants": teacher,
                 "parity_texts": 4,
                 "calibrate": calibrate,
+                "max_bytes": max_bytes,
             },
         }
     )
@@ -304,6 +312,19 @@ def test_prompts_that_end_with_what_ends_answers_are_noted(run_folder: Path) -> 
     assert stage._ended_prompt(student, override=None) is None
 
 
+def test_weights_that_are_not_finite_are_refused_before_anything_is_made(run_folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    path = run_folder / "20-train" / "student" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][3] = np.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    context = context_of(run_folder, variants=["onnx-fp32"])
+    with pytest.raises(InputError, match=r"expected finite weights in .*found NaN .* in 'model\.norm\.weight', row 3"):
+        stage.run(context)
+    assert not context.folder.exists() or not any(context.folder.iterdir())
+
+
 def test_without_records_it_says_what_to_run(run_folder: Path) -> None:
     shutil.rmtree(run_folder / "10-synth")
     with pytest.raises(StageError, match=r"expected the teacher's records in .*, found none; run synth first"):
@@ -335,3 +356,59 @@ def test_moved_folder_loads_alone_in_a_fresh_process(variant: str, with_graph: P
     assert done.returncode == 0, done.stderr[-2000:]
     text, count = json.loads(done.stdout)
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n" and 1 <= count <= 4
+
+
+def mixed(run: Path, variants: list[str], max_bytes: int) -> StageContext:
+    context = context_of(run, variants=variants, max_bytes=max_bytes)
+    stage.run(context)
+    return context
+
+
+def test_a_gguf_keeps_its_bytes_and_says_its_grids(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = context_of(run_folder, variants=["gguf-q8_0"])
+    stage.run(plain)
+    budget = load_artifact(plain.folder / "gguf-q8_0").total_bytes - 20_000
+    context = mixed(run_folder, ["gguf-mixed"], budget)
+    artifact = load_artifact(context.folder / "gguf-mixed", rehash=True)
+    assert artifact.variant == "gguf-mixed" and 0.9 * budget < artifact.total_bytes <= artifact.max_bytes == budget
+    assert sum(artifact.grids.values()) == 1 + 2 * 7 and len(artifact.grids) > 1
+    table = proof_table(read_parity(run_folder))
+    shown = {name: cells[table["variants"].index("gguf-mixed")] for name, cells in table["rows"]}
+    assert shown["matrices on each grid"] == ", ".join(f"{count} {grid}" for grid, count in artifact.grids.items())
+    assert shown["bytes they were chosen for"] != "–"
+    monkeypatch.setattr(stage, "_records", lambda *_, **__: pytest.fail("chosen again"))
+    assert stage._mixed(context, threads=1) is None  # all stands
+
+
+def test_bytes_that_no_grids_keep_are_refused(run_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"expected at least \d[\d,]* bytes, .* found a budget of 1,000"):
+        mixed(run_folder, ["gguf-mixed"], 1_000)
+
+
+def test_both_formats_have_one_plan(with_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = mixed(with_graph, ["gguf-mixed", "onnx-mixed"], 330_000)
+    artifacts = [load_artifact(context.folder / name) for name in ("gguf-mixed", "onnx-mixed")]
+    assert artifacts[0].grids == artifacts[1].grids and artifacts[0].grids.keys() <= {"Q4_0", "Q8_0"}
+    assert all(artifact.total_bytes <= 330_000 for artifact in artifacts)
+    # one of the two is gone: both are chosen and written again
+    shutil.rmtree(context.folder / "onnx-mixed")
+    assert stage._finished(context.folder / "gguf-mixed") is not None
+    chosen: list[Any] = []
+    monkeypatch.setattr(stage, "_records", lambda *_, **__: chosen.append(1) or [])
+    with pytest.raises(InputError, match="expected"):
+        stage._mixed(context, threads=1)
+    assert chosen and not (context.folder / "gguf-mixed").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": ["gguf-mixed"]}, r'expected max_bytes, such as "60 MB", for the variant gguf-mixed, found none'),
+        ({"variants": ["gguf-q4_0"], "max_bytes": "60 MB"}, "expected gguf-mixed or onnx-mixed in variants"),
+        ({"variants": ["gguf-mixed"], "max_bytes": 0}, "max_bytes = 0.*: expected more than nothing"),
+    ],
+)
+def test_a_mixed_variant_and_its_bytes_belong_together(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Export.model_validate({"release": [], **changes})
+    assert Export(variants=("gguf-mixed",), release=("gguf-mixed",), max_bytes="60 MB").most_bytes == 60_000_000

@@ -131,9 +131,10 @@ def test_importances_reach_the_matrix_of_their_name(graph: Path, tiny_llama: Pat
     assert not np.array_equal(found, pack_codes(encode_blocks(weights, grid="Q4_0")))
 
 
-def test_a_grid_that_onnx_has_not_is_refused(graph: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    codes = CodeSet(Plan("Q4_0", "Q8_0", {DOWN_PROJ: "Q5_0"}))
-    with pytest.raises(InputError, match=r"expected grid Q4_0 or Q8_0.* for 'model\.layers\.0\.mlp.*, found Q5_0"):
+@pytest.mark.parametrize("grid", ["Q5_0", "IQ4_NL", "Q6_K"])
+def test_a_grid_that_onnx_has_not_is_refused(grid: str, graph: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    codes = CodeSet(Plan("Q4_0", "Q8_0", {DOWN_PROJ: grid}))
+    with pytest.raises(InputError, match=rf"expected grid Q4_0 or Q8_0.* for 'model\.layers\.0\.mlp.*, found {grid}"):
         export_onnx(model=tiny_llama, out=tmp_path / "onnx", threads=1, graph=graph, codes=codes)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
 import pytest
 from export_builders import corpus, save_byte_level, save_llama
 
 from edgedistill.core.artifact import load_artifact
 from edgedistill.core.errors import InputError
 from edgedistill.core.runfolder import SilentReporter
-from edgedistill.export.precision import choose_precision, grouped
+from edgedistill.export.precision import GGUF_ALONE, choose_precision, grids_for, grouped, stored_bytes
 from edgedistill.export.quantize_model import quantize_model
 from edgedistill.quant.plan import EMBEDDING, HEAD, Plan
 from edgedistill.runtimes.gguf_file import TENSOR_TYPES, read_gguf
@@ -48,7 +49,7 @@ def test_gguf_fits_its_budget_and_spends_it(model: Path, calibration: Path, tmp_
         TENSOR_TYPES[t.type_id][0]
         for t in read_gguf(tmp_path / "480000" / "gguf-mixed" / "model.gguf").tensors.values()
     ]
-    assert len(set(types) - {"F32"}) > 1
+    assert len(set(types) - {"F32"}) > 1 and "Q6_K" in types  # of down_proj alone
 
 
 def test_both_formats_fit_and_hold_one_code_set(model: Path, calibration: Path, tmp_path: Path) -> None:
@@ -94,6 +95,17 @@ def test_bad_input_is_one_sentence(model: Path, calibration: Path, tmp_path: Pat
         attempt(out=tmp_path / "full")
 
 
+def test_bytes_are_those_of_the_format_and_grids_those_that_the_rows_fill() -> None:
+    for name in GGUF_ALONE:
+        weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+        assert stored_bytes(name, weights=512, form="gguf") == 512 // weights * size
+    assert stored_bytes("Q6_K", weights=256, form="gguf") == 210
+    assert [stored_bytes(name, weights=32, form="onnx") for name in ("Q4_0", "Q8_0")] == [20, 36]
+    assert grids_for((8, 512), formats=("gguf",)) == GGUF_ALONE
+    assert set(GGUF_ALONE) - set(grids_for((8, 576), formats=("gguf",))) == {"Q6_K"}
+    assert grids_for((8, 512), formats=("gguf", "onnx")) == ("Q4_0", "Q8_0")
+
+
 SHAPES = {
     EMBEDDING: (512, 64),
     "model.norm.weight": (64,),
@@ -110,13 +122,15 @@ def test_stacked_matrices_share_a_grid_and_odd_ones_have_none() -> None:
 
 
 def test_the_best_measured_candidate_wins_and_a_costly_table_is_kept_wide() -> None:
-    costs = {name: {"Q4_0": 0.1, "Q4_1": 0.08, "Q5_0": 0.03, "Q5_1": 0.02, "Q8_0": 0.001} for name in SHAPES}
+    costs = {
+        name: {"Q4_0": 0.1, "IQ4_NL": 0.09, "Q4_1": 0.08, "Q5_0": 0.03, "Q5_1": 0.02, "Q8_0": 0.001} for name in SHAPES
+    }
     costs[EMBEDDING] = {grid: 90 * cost for grid, cost in costs[EMBEDDING].items()}
     seen: list[Plan] = []
 
-    def attempt(plan: Plan) -> tuple[int, float]:
+    def attempt(plan: Plan) -> tuple[int, float, float]:
         seen.append(plan)
-        return 40_000, 5.0 - len(seen)
+        return 40_000, 5.0 - len(seen), 0.0
 
     found = choose_precision(
         shapes=SHAPES, costs=costs, formats=("gguf",), max_bytes=50_000, overhead=500, attempt=attempt

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from edgedistill.quant.blocks import GRIDS, decode_blocks, encode_blocks, join_blocks, split_blocks
+from edgedistill.quant.blocks import decode_blocks, encode_blocks, join_blocks, split_blocks
 from edgedistill.quant.fake import fake_quantize, round_activations
+from edgedistill.quant.grids import GRIDS
 from edgedistill.quant.search import search_blocks, weighted_error
 
 EVERY = sorted(GRIDS)
+GGML_SEARCHES = {"Q6_K", "IQ4_NL"}  # its encoders of these are searches of its own
 
 
 def matrix(rows: int = 6, columns: int = 96, *, seed: int = 0) -> np.ndarray:
@@ -24,7 +26,7 @@ def matrix(rows: int = 6, columns: int = 96, *, seed: int = 0) -> np.ndarray:
 
 def hard_matrix() -> np.ndarray:
     """Zeros, equal largest weights of both signs, subnormal and huge values, blocks of one value."""
-    weights = matrix(9, 128)
+    weights = matrix(9, 512)
     weights[0] = 0
     weights[1, :32] = [1.5, -1.5] * 16
     weights[2, :32] = -0.25
@@ -52,7 +54,7 @@ def quantized_by_ggml(weights: np.ndarray, kind: int, importance: np.ndarray | N
     return out.reshape(rows, columns // block, size)
 
 
-@pytest.mark.parametrize("grid", EVERY)
+@pytest.mark.parametrize("grid", sorted(GRIDS.keys() - GGML_SEARCHES))
 def test_the_bytes_are_ggml_s(grid: str) -> None:
     weights = matrix(64, 512, seed=3)
     assert np.array_equal(join_blocks(encode_blocks(weights, grid=grid)), quantized_by_ggml(weights, GRIDS[grid].kind))
@@ -60,8 +62,9 @@ def test_the_bytes_are_ggml_s(grid: str) -> None:
 
 @pytest.mark.parametrize("grid", EVERY)
 def test_bytes_taken_apart_go_together_again_and_mean_what_ggml_means(grid: str) -> None:
-    stored = np.random.default_rng(2).integers(0, 256, size=(4, 3, len(_empty(grid))), dtype=np.uint8)
-    stored[..., 1] &= 0x7B  # finite scales
+    assert GRIDS[grid].bytes == len(_empty(grid)) == gguf.GGML_QUANT_SIZES[GRIDS[grid].kind][1]
+    stored = np.random.default_rng(2).integers(0, 256, size=(4, 3, GRIDS[grid].bytes), dtype=np.uint8)
+    stored[..., -1 if grid == "Q6_K" else 1] &= 0x7B  # finite scales
     if GRIDS[grid].has_minimum:
         stored[..., 3] &= 0x7B
     blocks = split_blocks(stored, grid=grid)
@@ -71,7 +74,7 @@ def test_bytes_taken_apart_go_together_again_and_mean_what_ggml_means(grid: str)
 
 
 def _empty(grid: str) -> np.ndarray:
-    return join_blocks(encode_blocks(np.zeros((1, 32)), grid=grid))[0, 0]
+    return join_blocks(encode_blocks(np.zeros((1, GRIDS[grid].block)), grid=grid))[0, 0]
 
 
 def test_weights_on_the_4_bit_grid_come_back_exactly() -> None:
@@ -95,7 +98,7 @@ def test_8_bits_err_by_half_a_step_at_most() -> None:
 @pytest.mark.parametrize("encode", [encode_blocks, search_blocks])
 @pytest.mark.parametrize("grid", EVERY)
 def test_blocks_of_zeros_stay_zero(grid: str, encode) -> None:
-    weights = matrix()
+    weights = matrix(columns=512)
     weights[2] = 0
     decoded = decode_blocks(encode(weights, grid=grid))
     assert not decoded[2].any() and np.isfinite(decoded).all()
@@ -103,10 +106,12 @@ def test_blocks_of_zeros_stay_zero(grid: str, encode) -> None:
 
 @pytest.mark.parametrize("encode", [encode_blocks, search_blocks])
 def test_refuses_what_the_grid_cannot_hold(encode) -> None:
-    with pytest.raises(ValueError, match="expected a grid of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, found 'Q3_K'"):
+    with pytest.raises(ValueError, match=r"expected a grid of Q4_0, .*, Q6_K, IQ4_NL, found 'Q3_K'"):
         encode(matrix(), grid="Q3_K")
     with pytest.raises(ValueError, match="expected columns in multiples of 32, found 40"):
         encode(matrix(columns=40), grid="Q8_0")
+    with pytest.raises(ValueError, match="expected columns in multiples of 256, found 320"):
+        encode(matrix(columns=320), grid="Q6_K")
     weights = matrix()
     weights[1, 1] = np.nan
     with pytest.raises(ValueError, match="expected finite weights"):
@@ -135,22 +140,24 @@ def test_the_gradient_passes_straight_through() -> None:
 def test_a_searched_block_is_never_worse_and_4_bits_get_better(grid: str) -> None:
     for weights in (matrix(64, 512, seed=3), hard_matrix()):
         plain, found = encode_blocks(weights, grid=grid), search_blocks(weights, grid=grid)
-        errors = [
-            np.square(weights - decode_blocks(b), dtype=np.float64).reshape(b.codes.shape).sum(-1)
-            for b in (plain, found)
-        ]
+        squares = [np.square(weights - decode_blocks(b), dtype=np.float64) for b in (plain, found)]
+        errors = [square.reshape(plain.codes.shape).sum(-1) for square in squares]
         assert (errors[1] <= errors[0] * (1 + 1e-5)).all()
         assert found.codes.min() >= GRIDS[grid].low and found.codes.max() <= GRIDS[grid].high
     weights = matrix(64, 512, seed=3)
     gain = 1 - weighted_error(weights, search_blocks(weights, grid=grid)) / weighted_error(
         weights, encode_blocks(weights, grid=grid)
     )
-    assert gain > {"Q4_0": 0.1, "Q4_1": 0.2, "Q5_0": 0.1, "Q5_1": 0.2, "Q8_0": 0.1}[grid]
+    assert gain > {"Q4_0": 0.1, "Q4_1": 0.2, "Q5_0": 0.1, "Q5_1": 0.2, "Q8_0": 0.1, "Q6_K": 0.1, "IQ4_NL": 0.1}[grid]
 
 
-@pytest.mark.parametrize("grid", ["Q4_0", "Q4_1", "Q5_0", "Q5_1"])
-def test_a_search_by_importance_beats_ggml_s_own(grid: str) -> None:
-    weights = matrix(64, 512, seed=5)
+@pytest.mark.parametrize("grid", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q6_K", "IQ4_NL"])
+@pytest.mark.parametrize("tails", [None, 4])
+def test_a_search_by_importance_beats_ggml_s_own(grid: str, tails: int | None) -> None:
+    """On weights of an even spread, and on some with the long tails that trained ones have."""
+    source = np.random.default_rng(5)
+    weights = source.normal(size=(64, 512)) if tails is None else source.standard_t(tails, size=(64, 512))
+    weights = (weights * 0.03).astype(np.float32)
     importance = np.exp(np.random.default_rng(6).normal(size=512)).astype(np.float32)
     ours = weighted_error(weights, search_blocks(weights, grid=grid, importance=importance), importance=importance)
     stored = quantized_by_ggml(weights, GRIDS[grid].kind, importance)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
-from edgedistill.quant.budget import Option, allocate, smallest
+from edgedistill.quant.budget import Option, allocate, fastest, smallest
 
 
 def _groups(seed: int, *, count: int = 6) -> dict[str, list[Option]]:
@@ -43,6 +44,45 @@ def test_nearly_the_best_of_all_combinations_and_within_bytes(seed: int) -> None
         assert sum(option.bytes for option in chosen.values()) <= limit
         ratios.append(sum(option.cost for option in chosen.values()) / _best(groups, limit))
     assert ratios[0] == ratios[-1] == 1 and max(ratios) < 1.6 and sum(ratios) / len(ratios) < 1.15
+
+
+def _timed(seed: int) -> dict[str, list[Option]]:
+    """As `_groups`, with times of their own: what is small is not always fast."""
+    source = random.Random(seed + 1000)
+    times = {"Q4_0": -0.4, "Q4_1": -0.1, "Q5_0": 0.5, "Q8_0": 0.0}
+    return {
+        name: [replace(o, ns=o.bytes * times[o.grid] * source.uniform(0.8, 1.2)) for o in group]
+        for name, group in _groups(seed).items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nearly_the_best_within_bytes_and_time(seed: int) -> None:
+    groups = _timed(seed)
+    choices = list(itertools.product(*groups.values()))
+    least, most = smallest(groups), sum(max(o.bytes for o in group) for group in groups.values())
+    ratios = []
+    for share in (0.2, 0.5, 1):
+        limit = least + round(share * (most - least))
+        quick = sum(o.ns for o in fastest(groups, max_bytes=limit).values())
+        slow = sum(o.ns for o in allocate(groups, max_bytes=limit).values())
+        for part in (0, 0.3, 0.7, 1):
+            max_ns = quick + part * (slow - quick) + 1e-6
+            chosen = allocate(groups, max_bytes=limit, max_ns=max_ns).values()
+            assert sum(o.bytes for o in chosen) <= limit and sum(o.ns for o in chosen) <= max_ns
+            fitting = [c for c in choices if sum(o.bytes for o in c) <= limit and sum(o.ns for o in c) <= max_ns]
+            best = min(sum(o.cost for o in c) for c in fitting)
+            ratios.append(sum(o.cost for o in chosen) / best)
+    assert max(ratios) < 2 and sum(ratios) / len(ratios) < 1.2
+
+
+def test_without_bytes_to_save_the_fastest_is_found_and_less_time_is_refused() -> None:
+    groups = _timed(1)
+    most = sum(max(o.bytes for o in group) for group in groups.values())
+    least_ns = sum(min(o.ns for o in group) for group in groups.values())
+    assert sum(o.ns for o in fastest(groups, max_bytes=most).values()) == pytest.approx(least_ns)
+    with pytest.raises(ValueError, match=r"expected at least -?[\d,]+ ns, found"):
+        allocate(groups, max_bytes=most, max_ns=least_ns - 1)
 
 
 def test_more_bytes_never_cost_more() -> None:

@@ -31,6 +31,17 @@ def test_a_plan_names_the_grid(name: str, shape: tuple[int, ...], grid: str | No
     assert Plan("Q4_0", "Q8_0", {DOWN: "Q5_1"}).grid(name, shape) == grid
 
 
+def test_a_width_that_fills_no_block_of_256_falls_back_and_counts() -> None:
+    plan = Plan("Q6_K", "Q8_0", {DOWN: "Q5_1"})
+    shapes = {UP: (4, 288), DOWN: (4, 288), HEAD: (4, 80), "b.weight": (4, 512), "norm.weight": (288,)}
+    found = [plan.grid(name, shape) for name, shape in shapes.items()]
+    assert found == ["Q8_0", "Q5_1", None, "Q6_K", None] and plan.fallbacks(shapes) == 2
+    assert CodeSet(plan).blocks("b.weight", matrix(columns=512)).codes.shape == (6, 2, 256)
+    assert CodeSet(plan).blocks(UP, matrix(columns=288)).grid.name == "Q8_0"
+    with pytest.raises(ValueError, match="expected a grid of"):
+        Plan("Q3_K", "Q8_0").grid(UP, (4, 64))
+
+
 def test_a_row_asked_for_twice_is_encoded_once() -> None:
     codes, weights = CodeSet(Plan("Q4_0", "Q8_0")), matrix()
     first = codes.blocks(UP, weights)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgedistill.quant.blocks import GRIDS, decode_blocks, encode_blocks, join_blocks
+from edgedistill.quant.blocks import decode_blocks, encode_blocks, join_blocks
 from edgedistill.quant.codes import CodeSet
 from edgedistill.quant.compensate import compensate_blocks, output_error
+from edgedistill.quant.grids import GRIDS
 from edgedistill.quant.plan import Plan
 from edgedistill.quant.search import search_blocks
 
@@ -25,7 +26,8 @@ def _layer(*, rows: int = 24, columns: int = 96, tokens: int = 400, seed: int = 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_outputs_come_closer_than_by_rounding(grid: str) -> None:
-    weights, inputs = _layer()
+    columns = max(96, GRIDS[grid].block)
+    weights, inputs = _layer(columns=columns, tokens=4 * columns)
     moment = inputs.T @ inputs / len(inputs)
     blocks = compensate_blocks(weights, grid=grid, moment=moment)
     assert blocks.grid.low <= blocks.codes.min() and blocks.codes.max() <= blocks.grid.high
