@@ -30,8 +30,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from offgrid_model import DATA
-
 from edgedistill import plan
 from edgedistill.cli.progress import reporter
 from edgedistill.core.arms import ArmsTable, arm_models, compare_arms
@@ -42,6 +40,7 @@ from edgedistill.runtimes.safetensors_file import check_weights
 
 RESULT = Path(__file__).with_name("results") / "retention.json"
 RECIPE = Path(__file__).with_suffix(".toml")
+DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 PARTS = ("data", "teacher", "synth", "train", "export", "eval")
 CONFIDENCE, LEAST_RETENTION, MOST_BYTES_RATIO = 0.95, 0.97, 1 / 8
 OUT_OF_SCOPE = "out of scope"
