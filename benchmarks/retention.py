@@ -25,10 +25,9 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgedistill import plan
 from edgedistill.cli.progress import reporter
@@ -46,8 +45,7 @@ CONFIDENCE, LEAST_RETENTION, MOST_BYTES_RATIO = 0.95, 0.97, 1 / 8
 OUT_OF_SCOPE = "out of scope"
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """Rows of the train split to learn from (0: all), validation rows that are taken from it, and recipe values."""
 
     rows: int
