@@ -23,7 +23,7 @@ ARMS = {
     "control": "SFT on the teacher's text",
     "student": "distillation",
 }
-COLUMNS = ("arm", "seeds", "score", "interval", "of the teacher's", "its interval")
+COLUMNS = ("arm", "seeds", "mean score", "interval", "of the teacher's", "its interval")
 NOTHING_CLAIMED = "no control trained, so nothing is claimed of distillation; add [train.control]"
 Outcome = Literal["helps", "hurts", "no difference shown", "no control"]
 _FURTHER = re.compile(rf"({'|'.join(TRAINED)})-s([1-9]\d*)")
