@@ -113,16 +113,18 @@ class Timed:
 
     def __init__(self, path: Path, *, note: Any) -> None:
         self.path, self.note = path, note
-        self.stage, self.began = "", 0.0
+        self.stage, self.began, self.anew = "", 0.0, False
 
     def __call__(self, step: plan.Step) -> None:
         self.stop()
+        if step.state in ("todo", "stale", "partial"):
+            self.anew = step.state != "partial"
         if step.state == "running":
             self.stage, self.began = step.stage, time.monotonic()
 
     def stop(self) -> None:
         if self.stage:
-            row = {"stage": self.stage, "seconds": round(time.monotonic() - self.began, 1)}
+            row = {"stage": self.stage, "seconds": round(time.monotonic() - self.began, 1), "anew": self.anew}
             with self.path.open("a", encoding="utf-8") as f:
                 f.write(json.dumps(row) + "\n")
             self.note(f"{self.stage}: {row['seconds']} s")
@@ -130,10 +132,11 @@ class Timed:
 
 
 def seconds_of(run: Path) -> dict[str, float]:
-    """Seconds of all goes at each stage."""
+    """Seconds of all goes at what each stage has now; a go that began anew threw away what was there."""
     found: dict[str, float] = {}
     for row in read_jsonl(run / "seconds.jsonl"):
-        found[row["stage"]] = round(found.get(row["stage"], 0.0) + row["seconds"], 1)
+        before = 0.0 if row["anew"] else found.get(row["stage"], 0.0)
+        found[row["stage"]] = round(before + row["seconds"], 1)
     return found
 
 

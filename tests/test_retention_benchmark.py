@@ -79,16 +79,17 @@ def test_the_recipe_is_the_product_s_and_small_enough(retention: ModuleType, tmp
     assert parameters <= 134_515_008 / 8
 
 
-def test_times_of_all_goes_add_up(retention: ModuleType, tmp_path: Path) -> None:
+def test_times_of_all_goes_at_the_same_work_add_up(retention: ModuleType, tmp_path: Path) -> None:
     notes: list[str] = []
-    for states in (("running", "ran"), ("running",)):
+    for states in (("stale", "running", "ran"), ("stale", "running"), ("partial", "running", "ran"), ("done",)):
         timed = retention.Timed(tmp_path / "seconds.jsonl", note=notes.append)
         for state in states:
             timed(SimpleNamespace(stage="train", state=state))
         timed.stop()
-    write_jsonl(tmp_path / "seconds.jsonl", [row | {"seconds": 2.5} for row in read_jsonl(tmp_path / "seconds.jsonl")])
-    assert retention.seconds_of(tmp_path) == {"train": 5.0}
-    assert len(notes) == 2 and notes[0].startswith("train: ")
+    rows = read_jsonl(tmp_path / "seconds.jsonl")
+    write_jsonl(tmp_path / "seconds.jsonl", [row | {"seconds": 2.5} for row in rows])
+    assert len(rows) == len(notes) == 3 and notes[0].startswith("train: ")
+    assert retention.seconds_of(tmp_path) == {"train": 5.0}  # the first go's work was thrown away
 
 
 def finished(folder: Path, right: dict[str, int]) -> plan.Run:
