@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgedistill.core.artifact import Manifest
+from edgedistill.core.artifact import Manifest, content_digest
 from edgedistill.core.config import did_you_mean, validate_overridden
 from edgedistill.core.corpus import HUB, SPLITS
 from edgedistill.core.errors import InputError, StageError
@@ -33,8 +33,8 @@ Parameters = Callable[[Recipe], dict[str, Any]]
 class Stage:
     """One stage: its code, what of the recipe and the host it depends on, and the outputs it reads.
 
-    `inputs` names stages, or one file of a stage as `data/heldout.jsonl`. Raise `version` when the same inputs lead
-    to another output, so that old results are recomputed.
+    `inputs` names stages, or of one a file (`data/heldout.jsonl`) or a folder (`train/student/`). Raise `version` when
+    the same inputs lead to another output, so that old results are recomputed.
     """
 
     name: str
@@ -97,8 +97,10 @@ def _train(recipe: Recipe) -> dict[str, Any]:
     student = recipe.student.model_dump(mode="json")
     if recipe.student.model is not None:
         student["model"] = _model(recipe.student.model)
-    # How often a checkpoint is written and who follows the metrics changes no result.
-    train = recipe.train.model_dump(mode="json", exclude={"checkpoint_every_s", "trackers"})
+    # How often a checkpoint is written and who follows the metrics changes no result; further seeds are added to those
+    # that are there.
+    left_out = {"checkpoint_every_s": True, "trackers": True, "arms": {"seeds"}}
+    train = recipe.train.model_dump(mode="json", exclude=left_out)
     for further in train["further_teachers"]:
         further["model"] = _model(further["model"])
     return {"student": student, "train": train, "task": _task(recipe, "chat_template"), "seed": recipe.seed}
@@ -156,12 +158,12 @@ STAGES: dict[str, Stage] = {
         Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
         Stage("synth", 4, "edgedistill.synth.stage:run_synth", _synth, LABELLED),
         Stage("train", 5, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
-        Stage("export", 2, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train")),
-        Stage("eval", 1, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
+        Stage("export", 2, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train/student/")),
+        Stage("eval", 2, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
         Stage("bench", 3, "edgedistill.bench.stage:run", _bench, (*LABELLED, "export")),
         Stage(
             "gate",
-            3,
+            4,
             "edgedistill.gate.stage:run",
             _gate,
             ("data", "teacher", "synth", "train", "export", "eval", "bench"),
@@ -295,12 +297,12 @@ def _with_further(recipe: Recipe, blocks: int) -> Recipe:
 
 
 def stage_arguments(run: Run, name: str) -> dict[str, Any]:
-    """Version, parameters, input digests and further blocks of a stage, as `run_stage` and `stage_state` take them."""
-    stage = STAGES[name]
+    """Version, parameters, input digests and what is further of a stage, as `run_stage` and `stage_state` take them."""
+    stage, recipe = STAGES[name], run.recipe
     return {
-        "further": run.recipe.bench.further_blocks if name == "bench" else 0,
+        "further": {"bench": recipe.bench.further_blocks, "train": recipe.train.arms.seeds - 1}.get(name, 0),
         "version": stage.version,
-        "parameters": stage.parameters(run.recipe),
+        "parameters": stage.parameters(recipe),
         "inputs": {source: _digest(run.folder, source) for source in stage.inputs},
     }
 
@@ -356,6 +358,8 @@ def _digest(run: Path, source: str) -> str:
         raise StageError(f"expected {name} to be done in {run}, found no manifest; run `edgedistill run {run}`")
     if not file:
         return manifest.output_digest
+    if file.endswith("/"):
+        return content_digest(tuple(entry for entry in manifest.files if entry.path.startswith(file)))
     # A split that the recipe does not name is no file, and no change of the others.
     return next((entry.sha256 for entry in manifest.files if entry.path == file), "absent")
 

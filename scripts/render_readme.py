@@ -82,6 +82,7 @@ def results(path: Path = RESULTS) -> str:
             "`*` is what ships. In brackets: the change against the teacher in torch fp32, taken within each round of "
             "the same run, so not the columns' quotient. Of 300 items, differences of two points are noise.",
             "",
+            *([f"Arms: {comparison['arms']['sentence']}.", ""] if comparison.get("arms") else []),
             f"Verdict: **{verdict['outcome']}**, {len(verdict['checks'])} checks at "
             f"{100 * comparison['confidence']:.0f} % confidence. All stages together: "
             f"{show.duration(sum(kept['seconds'].values()))}.",

@@ -73,3 +73,11 @@ def bug(context: StageContext) -> None:
 def hang(context: StageContext) -> None:
     write_text(context.folder / "pid.txt", str(os.getpid()))
     time.sleep(120)
+
+
+def seeds(context: StageContext) -> None:
+    """A student of each seed; those that are there stay."""
+    for number in range(1, context.recipe.train.arms.seeds + 1):
+        folder = context.folder / ("student" if number == 1 else f"student-s{number}")
+        if not (folder / "weights").is_file():
+            write_text(folder / "weights", f"{number} at {time.monotonic_ns()}")

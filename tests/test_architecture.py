@@ -105,7 +105,7 @@ def test_the_pure_files_have_no_clock_no_file_and_no_environment() -> None:
     impure = {"os", "time", "datetime", "pathlib", "subprocess", "io", "shutil", "socket", "tempfile"}
     pure = ("check", "estimate", "guard", "previous", "quality", "rundata", "suggest")
     for path in (
-        *(PACKAGE / "core" / f"{n}.py" for n in ("stats", "sequential")),
+        *(PACKAGE / "core" / f"{n}.py" for n in ("stats", "sequential", "crossed", "arms")),
         *(PACKAGE / "gate" / f"{n}.py" for n in pure),
     ):
         assert not {name.split(".")[0] for name in imports(parse(path))} & impure

@@ -93,6 +93,8 @@ def changed(run: plan.Run, recipe: Recipe) -> dict[str, str]:
         ("export.parity_texts=4", {"export"}),
         ("train.lr=1e-4", {"train"}),
         ("train.checkpoint_every_s=5", set()),
+        ("train.arms.seeds=3", {"train"}),
+        ("train.arms.gold=true", {"train"}),
         ("student.cut.ffn=512", {"train"}),
         ("synth.top_k=4", {"synth"}),
         ("teacher.adapt.rank=4", {"teacher"}),
@@ -123,6 +125,22 @@ def test_no_stage_reads_of_the_recipe_what_the_plan_does_not_watch() -> None:
         read &= set(Recipe.model_fields)
         # How many threads work changes no result but a time; the order of variants in a table is no result.
         assert read - sections <= {"threads"} | ({"export"} if package == "bench" else set()), package
+
+
+def test_further_seeds_are_added_and_what_ships_of_the_first_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, train="seeds")
+    run = plan.Run(quickstart(), tmp_path / "quickstart")
+    plan.execute(run, SilentReporter())
+    first = (run.folder / "20-train" / "student" / "weights").read_bytes()
+    more = replace(run, recipe=quickstart("train.arms.seeds=3"))
+    assert changed(run, more.recipe) == {"train": "0 of 2 further seeds are there"}
+    ran = [step.stage for step in plan.execute(more, SilentReporter()) if step.state == "ran"]
+    assert ran == ["train", "eval", "gate"]
+    assert (run.folder / "20-train" / "student" / "weights").read_bytes() == first
+    assert len(list((run.folder / "20-train").glob("student*/weights"))) == 3
+    assert changed(run, run.recipe) == {}  # more than asked for is enough
 
 
 def test_stale_says_what_changed(finished: plan.Run) -> None:

@@ -6,6 +6,7 @@ import datetime
 import re
 import shlex
 import tomllib
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,6 +14,7 @@ import typer
 from scripts_outside import ROOT, script
 
 from edgedistill.cli.main import app
+from edgedistill.core.files import read_json, write_json
 from edgedistill.core.recipe import load_recipe, shipped_recipes
 from edgedistill.core.runfolder import FOLDERS
 
@@ -43,6 +45,16 @@ def test_the_file_tree_is_current(renderer: ModuleType) -> None:
 
 def test_the_results_are_those_kept(renderer: ModuleType) -> None:
     assert section("results") == renderer.results(), "run: python scripts/render_readme.py"
+
+
+def test_what_the_arms_say_stands_below_the_results(
+    renderer: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = read_json(renderer.RESULTS)
+    kept["comparison"]["arms"] = {"sentence": "distillation helps: by much"}
+    write_json(tmp_path / "kept.json", kept)
+    monkeypatch.setattr(renderer, "ROOT", tmp_path)
+    assert "\nArms: distillation helps: by much.\n" in renderer.results(tmp_path / "kept.json")
 
 
 def test_a_section_is_replaced_whole_and_only_once(renderer: ModuleType) -> None:

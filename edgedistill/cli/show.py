@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from edgedistill.core.arms import COLUMNS, ArmsTable, arm_cells
 from edgedistill.core.budget import Check, Verdict
 from edgedistill.core.target import Anchor, Target
 from edgedistill.plan import Step
@@ -118,9 +119,16 @@ def verdict_table(verdict: Verdict, *, only_open: bool = False) -> str:
 
 
 def comparison_table(comparison: dict[str, Any]) -> str:
-    """A run's models, one row each and target, the change against the teacher in brackets; then what is not told."""
+    """A run's models, one row each and target, the change against the teacher in brackets; what is not told; arms."""
     problems = dict.fromkeys(f"note: {problem}" for row in comparison["rows"] for problem in row["problems"])
-    return "\n".join([table(COMPARED, comparison_rows(comparison)), *problems])
+    found = comparison.get("arms")
+    arms = ["", arms_text(ArmsTable.model_validate(found))] if found else []
+    return "\n".join([table(COMPARED, comparison_rows(comparison)), *problems, *arms])
+
+
+def arms_text(arms: ArmsTable) -> str:
+    """The arms of a run beside one another, and what distillation is worth against its control."""
+    return f"{table(COLUMNS, arm_cells(arms))}\n{arms.sentence}"
 
 
 def comparison_rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -223,6 +223,12 @@ class Recipe(Noun):
         return self
 
     @model_validator(mode="after")
+    def _an_arm_on_gold_has_gold(self) -> Recipe:
+        if self.train.arms.gold and not self.data.gold:
+            raise ValueError("expected data.gold with train.arms.gold = true, found none; give some, or drop that arm")
+        return self
+
+    @model_validator(mode="after")
     def _an_api_teacher_leaves_only_text(self) -> Recipe:
         if not self.teacher.is_api:
             return self

@@ -29,6 +29,17 @@ class Control(Noun):
     """The control arm: the same student, initialisation, text and steps with plain cross-entropy."""
 
 
+class Arms(Noun):
+    """What is trained beside the student to tell what its training is worth.
+
+    The student, its control and the arm on gold are trained with `seeds` seeds, from the recipe's on; the first one's
+    student ships. `gold` adds an arm of the right answers of data.gold alone, of as many steps as the student's.
+    """
+
+    seeds: Positive = 1
+    gold: bool = False
+
+
 class Match(Noun):
     """What the student learns of an online teacher's inside, by weight: hidden states and attention of paired layers.
 
@@ -88,6 +99,7 @@ class Train(Noun):
     lora: Lora | None = None
     qat: Qat | None = None
     control: Control | None = None
+    arms: Arms = Arms()
 
     @model_validator(mode="after")
     def _whole_matrices_go_on_a_grid(self) -> Train:

@@ -135,7 +135,8 @@ def stage_state(
     if damage := damaged_file(folder, manifest.files, rehash=verify):
         return StageState("stale", damage)
     if manifest.further < further:
-        return StageState("partial", f"{manifest.further} of {further} further blocks are there")
+        what = "seeds" if stage == "train" else "blocks"
+        return StageState("partial", f"{manifest.further} of {further} further {what} are there")
     return StageState("done", f"{len(manifest.files)} files, {manifest.finished}")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgedistill.core.arms import arm_models, compare_arms
 from edgedistill.core.artifact import load_artifact
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from edgedistill.runtimes.base import Session
 
 SUMMARY = "summary.json"
+ARMS = "arms.json"
 ENGLISH = Path(__file__).with_name("plain_english.txt")
 CONFIDENCE = 0.95  # of the intervals in the summary; the gate makes its own from the rows
 TEXT_BYTES = 16384  # of a longer text the beginning is enough, and every model reads it
@@ -61,7 +63,9 @@ class Questions:
 
 
 def run(context: StageContext) -> None:
-    """Write a row per item for every model, then the summary; a model whose rows stand is not asked again.
+    """Write a row per item for every model, then the summary and the table of arms.
+
+    A model whose rows stand is not asked again.
 
     Raises:
         InputError: there is no held-out item with a right answer, or a model or an earlier row is damaged.
@@ -86,7 +90,8 @@ def _families(context: StageContext) -> list[Family]:
         engine, opened = ("llamacpp", entry) if artifact.format == "gguf" else ("onnx", path.parent)
         source = "teacher" if artifact.variant.startswith("teacher-") else "student"
         artifacts.append(Model(artifact.variant, engine, opened, source))
-    arms = [Model(name, "hf", train / name) for name in ("untrained", "control") if (train / name).is_dir()]
+    trained = [path.parent.name for path in train.glob("*/config.json")]
+    arms = [Model(name, "hf", train / name) for name in arm_models(trained) if name != "student"]
     of = {name: [model for model in artifacts if model.reference == name] for name in ("teacher", "student")}
     families = [Family(student, (Model("student", "hf", student), *of["student"], *arms))]
     if not is_behind_api(teacher):
@@ -216,6 +221,10 @@ def _summarize(context: StageContext, models: Sequence[Model]) -> None:
         right = sum(row.correct for row in rows[model.name])
         context.report.note(f"{model.name}: {right} of {found.items} right")
     write_json(context.folder / SUMMARY, summary)
+    if arms := compare_arms(rows, confidence=CONFIDENCE):
+        write_json(context.folder / ARMS, arms.model_dump(mode="json"))
+        context.figures["arms"] = {"outcome": arms.outcome, "difference": arms.difference}
+        context.report.note(arms.sentence)
 
 
 def _scores(folder: Path, model: str) -> Path:

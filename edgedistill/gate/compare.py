@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from edgedistill.core.arms import compare_arms, is_further_seed
 from edgedistill.core.metric import METRICS, Metric
 from edgedistill.core.stats import Interval, percentile, percentile_supported
 from edgedistill.gate.estimate import estimate, estimate_ratio, rows_of
+from edgedistill.gate.quality import correct_of
 from edgedistill.gate.rundata import EVIDENCE, ROLES, WORKLOADS, Estimate, RunData, UnmeasuredError
 from edgedistill.gate.words import one_line
 
@@ -30,7 +32,8 @@ def compare(
     Each of `rows` has the model's size and quality, its speed and memory on `target` (null for a model that was not
     measured on any), and its change against the teacher on the same target: `latency_change_pct`,
     `throughput_ratio`, `memory_change_pct`, `bytes_change_pct`, `retention_pct`. `NAME_interval` is the two-sided
-    interval of NAME at `confidence`.
+    interval of NAME at `confidence`. `arms` has the table of `core.arms`, where a student was asked; a further seed has
+    a part in it and no row of its own.
     """
     rows = []
     for model in sorted(_models(data), key=lambda name: _order(data, name)):
@@ -47,11 +50,29 @@ def compare(
         "host_id": data.host_id,
         "targets": list(targets),
         "rows": rows,
+        "arms": _arms(data, confidence=confidence),
     }
 
 
+def _arms(data: RunData, *, confidence: float) -> dict[str, Any] | None:
+    """The table of the arms whose files and answers are what they were; None where their items differ."""
+    items = {}
+    for model in data.items:
+        try:
+            correct_of(data, model)
+        except UnmeasuredError:
+            continue
+        items[model] = data.items[model]
+    try:
+        table = compare_arms(items, confidence=confidence)
+    except ValueError:
+        return None
+    return table.model_dump(mode="json") if table else None
+
+
 def _models(data: RunData) -> Iterable[str]:
-    return data.models.keys() | data.damaged.keys() | data.qualities.keys() | {r.model for r in data.measurements}
+    found = data.models.keys() | data.damaged.keys() | data.qualities.keys() | {r.model for r in data.measurements}
+    return {name for name in found if not is_further_seed(name)}
 
 
 def _order(data: RunData, model: str) -> tuple[int, int, str]:

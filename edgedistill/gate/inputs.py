@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from edgedistill.core.arms import arm_models, is_further_seed
 from edgedistill.core.artifact import Manifest, content_digest, damaged_file, load_artifact
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError
@@ -23,6 +24,7 @@ SUMMARY = "summary.json"
 MODELS: tuple[tuple[str, str, str, Role], ...] = (
     ("teacher", "teacher", ".", "teacher"),
     ("untrained", "train", "untrained", "untrained"),
+    ("gold", "train", "gold", "gold"),
     ("control", "train", "control", "control"),
     ("student", "train", "student", "student"),
 )
@@ -45,7 +47,7 @@ def read_run(run: Path, *, host_id: str) -> RunData:
     """
     models: dict[str, ModelFacts] = {}
     damaged: dict[str, str] = {}
-    for name, stage, below, role in MODELS:
+    for name, stage, below, role in (*MODELS, *_further_seeds(run / FOLDERS["train"])):
         folder = run / FOLDERS[stage]
         if not (folder / below / "config.json").is_file() or is_behind_api(folder):
             continue
@@ -107,6 +109,13 @@ def read_manifests(run: Path) -> list[tuple[str, Manifest]]:
     """(folder name, manifest) of every finished stage before the gate, in order."""
     found = ((folder, read_manifest(run / folder)) for stage, folder in FOLDERS.items() if stage != "gate")
     return [(folder, manifest) for folder, manifest in found if manifest is not None]
+
+
+def _further_seeds(train: Path) -> list[tuple[str, str, str, Role]]:
+    """The folders of arms of further seeds, as `MODELS` has those of the first."""
+    names = filter(is_further_seed, arm_models(path.parent.name for path in train.glob("*/config.json")))
+    roles = {name: role for name, _, _, role in MODELS}
+    return [(name, "train", name, roles[name.rpartition("-s")[0]]) for name in names]
 
 
 def _weights_facts(folder: Path, *, below: str, role: Role) -> ModelFacts:

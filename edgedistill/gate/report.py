@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgedistill.core.arms import COLUMNS, ArmsTable, arm_cells
 from edgedistill.core.artifact import Manifest
 from edgedistill.core.budget import Check, Verdict
 from edgedistill.core.metric import METRICS
@@ -15,10 +16,10 @@ from edgedistill.core.sequential import Look
 from edgedistill.gate.plots import Line, Point, curves, scatter, thin
 from edgedistill.gate.proof import NONE, proof_table
 from edgedistill.gate.rundata import ROLES
-from edgedistill.gate.words import number, quantity, span, times
+from edgedistill.gate.words import number, quantity, sentence_case, span, times
 from edgedistill.gate.written import interval_text
 
-ARMS = {"student": "student", "control": "control"}
+ARMS = {"student": "student", "control": "control", "gold": "gold"}
 
 
 def render_report(
@@ -47,6 +48,8 @@ def render_report(
     environment = page_environment(Path(__file__).parent)
     environment.filters |= {
         "quantity": _or_none(quantity),
+        "arm_cells": arm_cells,
+        "sentence": sentence_case,
         "span": lambda ends, unit: span(*ends, unit),
         "times": _or_none(times),
         "change": _or_none(lambda pct: f"{pct:+.1f} %".replace("-", "−")),
@@ -55,6 +58,7 @@ def render_report(
         "plain": _or_none(number),
     }
     rows = comparison["rows"]
+    environment.globals["arm_columns"] = COLUMNS
     return environment.get_template("report.html.j2").render(
         verdict=verdict,
         comparison=comparison,
@@ -64,6 +68,7 @@ def render_report(
         checks=[_check(check, confidence=comparison["confidence"]) for check in verdict.checks],
         targets=_targets(rows, comparison["targets"]),
         quality=_first_of_each(rows),
+        arms=ArmsTable.model_validate(comparison["arms"]) if comparison.get("arms") else None,
         problems=list(dict.fromkeys(problem for row in rows for problem in row["problems"])),
         plots=[(caption, Markup(svg)) for caption, svg in _plots(rows, comparison["targets"])],
         training=Markup(svg) if (svg := _training(metrics)) else None,

@@ -17,7 +17,7 @@ from edgedistill.core.metric import Metric
 from edgedistill.core.records import EvalItem, Quality
 from edgedistill.core.stats import Interval
 
-Role = Literal["teacher", "quantized teacher", "untrained", "control", "student", "artifact"]
+Role = Literal["teacher", "quantized teacher", "untrained", "gold", "control", "student", "artifact"]
 Blocks = tuple[tuple[float, ...], ...]
 
 MIN_BLOCKS = 3

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgedistill.core.arms import ArmsTable
 from edgedistill.core.artifact import Manifest, list_files, load_artifact
 from edgedistill.core.budget import Verdict
 from edgedistill.core.errors import InputError
@@ -91,7 +92,8 @@ def run(context: StageContext) -> None:
         for variant in sorted(set(release) - set(judged)):
             context.report.note(f"{variant} is not released: no budget applies to it")
     write_json(folder / "verdict.json", verdict.model_dump(mode="json"))
-    write_text(folder / "verdict.md", markdown(verdict))
+    arms = comparison["arms"]
+    write_text(folder / "verdict.md", markdown(verdict, ArmsTable.model_validate(arms) if arms else None))
     write_text(folder / "junit.xml", junit(verdict))
     write_json(folder / "comparison.json", comparison)
     write_text(folder / "report.html", report)

@@ -47,6 +47,11 @@ def possessive(model: str) -> str:
     return {"teacher": "the teacher's", "previous": "its baseline's"}.get(model, f"{model}'s")
 
 
+def sentence_case(text: str) -> str:
+    """`text` as a sentence of its own: a capital first, a full stop last."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def one_line(text: str) -> str:
     """`text` without control characters and line breaks: what a subprocess said may hold any."""
     return re.sub(r"\s+", " ", re.sub(r"[^\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]", " ", text)).strip()

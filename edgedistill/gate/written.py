@@ -5,23 +5,31 @@ from __future__ import annotations
 import io
 from xml.etree import ElementTree
 
+from edgedistill.core.arms import COLUMNS, ArmsTable, arm_cells
 from edgedistill.core.budget import Check, Verdict
-from edgedistill.gate.words import number, quantity, span, times
+from edgedistill.gate.words import number, quantity, sentence_case, span, times
 
 NOTHING_JUDGED = "the recipe has no budget, so nothing was judged"
 
 
-def markdown(verdict: Verdict) -> str:
-    """A heading with the outcome, a table of checks, and a sentence for each that did not pass."""
+def markdown(verdict: Verdict, arms: ArmsTable | None = None) -> str:
+    """A heading with the outcome, a table of checks, a sentence for each that did not pass, and the table of arms."""
     lines = [f"# {verdict.run}: {verdict.outcome}", ""]
+    told = [] if arms is None else _arms(arms)
     if not verdict.checks:
-        return "\n".join([*lines, NOTHING_JUDGED.capitalize() + ".", ""])
+        return "\n".join([*lines, NOTHING_JUDGED.capitalize() + ".", *told, ""])
     lines += ["| outcome | budget | artifact | target | metric | estimate | interval | limit |", "|---|" + "---|" * 7]
     lines += ["| " + " | ".join(_cells(check)) + " |" for check in verdict.checks]
     open_checks = [check for check in verdict.checks if check.outcome != "pass"]
     if open_checks:
         lines += ["", *(f"- **{check.budget}** ({shown_level(check)}): {check.reason}" for check in open_checks)]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *told, ""])
+
+
+def _arms(arms: ArmsTable) -> list[str]:
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    lines += [f"| {' | '.join(cells)} |" for cells in arm_cells(arms)]
+    return ["", f"## Arms: {arms.outcome}", "", *lines, "", sentence_case(arms.sentence)]
 
 
 def junit(verdict: Verdict) -> str:

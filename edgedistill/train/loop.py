@@ -61,6 +61,12 @@ def learning_rate(step: int, *, total: int, peak: float, warmup: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def planned(examples: int, *, epochs: float, batch_size: int, evals_per_epoch: int) -> tuple[int, int]:
+    """Steps that so many examples are trained for, and after how many of them each evaluation comes."""
+    per_epoch = math.ceil(examples / batch_size)
+    return max(1, math.ceil(epochs * per_epoch)), max(1, math.ceil(per_epoch / evals_per_epoch))
+
+
 def train_model(
     model: Any,
     *,
@@ -93,6 +99,8 @@ def train_model(
     on_policy: OnPolicy | None = None,
     trackers: Sequence[Any] = (),
     tracker_folder: Path | None = None,
+    steps: int | None = None,
+    eval_every: int | None = None,
 ) -> TrainResult:
     """Train `model`'s trainable parameters in place, from the last checkpoint if there is one, to the best weights.
 
@@ -100,7 +108,7 @@ def train_model(
     halved where memory runs out. With a `plan` the last `grid_share` of the steps are trained on its grids
     (`train.grid`); only evaluations on them count as best, and the weights end on them. A `live` teacher is asked for
     every batch instead of what is kept of it; `matching` and `on_policy` need one. `trackers` are accelerate's, by name
-    or made already.
+    or made already. `steps` and `eval_every` stand in for what `epochs` and `evals_per_epoch` give.
 
     Raises:
         InputError: a checkpoint is damaged, or FSDP does not go with what is wanted.
@@ -137,9 +145,9 @@ def train_model(
         accelerator.init_trackers(arm, config={"lr": lr, "epochs": epochs, "batch_size": batch_size, "seed": seed})
 
     per_epoch = math.ceil(len(train) / batch_size)
-    total = max(1, math.ceil(epochs * per_epoch))
+    how_long = planned(len(train), epochs=epochs, batch_size=batch_size, evals_per_epoch=evals_per_epoch)
+    total, eval_every = steps or how_long[0], eval_every or how_long[1]
     warmup = round(warmup_ratio * total)
-    eval_every = max(1, math.ceil(per_epoch / evals_per_epoch))
     grid_from = total if plan is None else first_step(total=total, share=grid_share)
     on_grid = False
     lengths = [len(e.ids) for e in train]

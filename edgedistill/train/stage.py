@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
@@ -14,6 +14,9 @@ from edgedistill.core.host import usable_cores
 from edgedistill.core.records import Prompt, TeacherRecord
 from edgedistill.core.runfolder import StageContext
 from edgedistill.core.teacher import API_TEACHER
+
+if TYPE_CHECKING:
+    from edgedistill.train.wanted import Arm, Lesson
 
 
 def run_teacher(context: StageContext) -> None:
@@ -72,7 +75,9 @@ def run_teacher(context: StageContext) -> None:
 
 
 def run(context: StageContext) -> None:
-    """Write `untrained/`, then train it into `student/` and, if the recipe asks, `control/`; finished arms are kept.
+    """Write `untrained/`, then train it into `student/` and, if the recipe asks, `control/` and `gold/`, of each seed.
+
+    Finished arms are kept.
 
     Raises:
         InputError: the student does not fit the teacher, or the teacher's distributions are absent or damaged.
@@ -80,63 +85,80 @@ def run(context: StageContext) -> None:
         StageError: nothing to train on, the vocabulary is too small for the task, or a loss is not finite.
     """
     from edgedistill.runtimes import chat
-    from edgedistill.train import arms, cut, data, folders, launch, student, trackers
+    from edgedistill.train import cut, data, folders, student, trackers, wanted
 
     recipe = context.recipe
     trackers.require_trackers(recipe.train.trackers)
     _use_threads(context)
     teacher, untrained = context.folder_of("teacher"), context.folder / "untrained"
     template = chat.template_of(chat.load_tokenizer(teacher), recipe.task.chat_template)
-    records = _records(context, template=template)
+    records, gold = _records(context, template=template), _gold_of_arm(context, template=template)
     if not (untrained / "config.json").is_file():
-        _make_student(context, records=records, teacher=teacher, untrained=untrained, template=template)
+        texts = records if recipe.train.gold else [*records, *gold]
+        _make_student(context, records=texts, teacher=teacher, untrained=untrained, template=template)
     shape, tokens = folders.read_shape(untrained), teacher
     if _learns_by_text(context):
         template = chat.template_of(chat.load_tokenizer(untrained), recipe.task.chat_template)
-        records, tokens = student.own_records(records, student=untrained, template=template), untrained
+        own = {"student": untrained, "template": template}
+        records, gold, tokens = student.own_records(records, **own), student.own_records(gold, **own), untrained
     id_map = student.shared_ids(teacher=tokens, student=untrained, rows=folders.read_shape(tokens)["vocab_size"])
     if recipe.student.cut is not None:
-        student.check_tokens(records, teacher=teacher, student=untrained, id_map=id_map, template=template)
+        student.check_tokens([*records, *gold], teacher=teacher, student=untrained, id_map=id_map, template=template)
     further = _further_teachers(context, records, untrained=untrained, template=template)
     cache = _cache(context, records, template=template) if recipe.train.teacher == "cached" else None
     examples = data.record_examples(records, id_map=id_map, cache=cache)
-    for note in data.oddities(examples, longest=shape["max_position_embeddings"]):
+    longest = shape["max_position_embeddings"]
+    for note in data.oddities(examples, longest=longest):
         context.report.note(note)
-    examples, _ = data.fitting(examples, longest=shape["max_position_embeddings"])
-    train, valid = data.split_examples(examples, share=recipe.train.valid_share, seed=recipe.seed)
-    context.figures.update(records=len(records), trained_on=len(train), validated_on=len(valid), shape=shape)
+    examples, _ = data.fitting(examples, longest=longest)
+    lesson = wanted.Lesson(*data.split_examples(examples, share=recipe.train.valid_share, seed=recipe.seed))
+    lessons = {"student": lesson, "control": lesson}
+    context.figures.update(records=len(records), trained_on=len(lesson.train), validated_on=len(lesson.valid))
+    context.figures["shape"] = shape
     if recipe.student.cut is not None:
         context.figures["cut"] = read_json(untrained / cut.CUT_FILE)
-    wanted = _steps(context, "student", recipe.train.kd_weight)
-    if recipe.train.control is not None:
-        wanted += _steps(context, "control", 0.0)
-    for arm, kd_weight, start in wanted:
-        if not (context.folder / arm / "config.json").is_file():
-            if not (start / "config.json").is_file():
-                cut.narrow_student(
-                    model=context.folder / f"{arm}-wide",
-                    folder=start,
-                    examples=train,
-                    widths=context.figures["cut"]["widths"],
-                    report=context.report,
-                )
-            settings = _settings(context, arm=arm, further=further) | {"kd_weight": kd_weight, "untrained": start}
-            settings |= {"train": train, "valid": valid, "report": context.report, "folder": context.folder}
-            if context.launch not in (None, "1"):
-                launch.launch_arm(str(context.launch), **settings)
-            else:
-                arms.train_arm(**settings)
-        context.figures[arm] = _arm_figures(context.folder / "metrics.jsonl", arm) | {"kd_weight": kd_weight}
-        context.report.note(f"{arm}: {context.figures[arm]}")
+    if recipe.train.arms.gold:
+        right, _ = data.fitting(data.record_examples(gold, id_map=id_map), longest=longest)
+        how_long = recipe.train.model_dump(include={"epochs", "batch_size", "evals_per_epoch"})
+        lessons["gold"] = wanted.gold_lesson(
+            right, beside=len(lesson.train), share=recipe.train.valid_share, seed=recipe.seed, **how_long
+        )
+        context.figures["gold_trained_on"] = len(lessons["gold"].train)
+    for arm in wanted.wanted_arms(
+        seed=recipe.seed,
+        seeds=recipe.train.arms.seeds,
+        kd_weight=recipe.train.kd_weight,
+        control=recipe.train.control is not None,
+        gold=recipe.train.arms.gold,
+        cuts=1 if recipe.student.cut is None else recipe.student.cut.steps,
+    ):
+        if not (context.folder / arm.name / "config.json").is_file():
+            _train_arm(context, arm, lessons[arm.kind], further=further)
+        found = _arm_figures(context.folder / "metrics.jsonl", arm.name)
+        context.figures[arm.name] = found | {"kd_weight": arm.kd_weight, "seed": arm.seed}
+        context.report.note(f"{arm.name}: {context.figures[arm.name]}")
     shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
 
 
-def _steps(context: StageContext, arm: str, kd_weight: float) -> list[tuple[str, float, Path]]:
-    """What is trained for an arm: name, teacher's share, and the folder to start from."""
-    untrained = context.folder / "untrained"
-    if context.recipe.student.cut is None or context.recipe.student.cut.steps == 1:
-        return [(arm, kd_weight, untrained)]
-    return [(f"{arm}-wide", kd_weight, untrained), (arm, kd_weight, context.folder / f"{arm}-narrow")]
+def _train_arm(context: StageContext, arm: Arm, lesson: Lesson, *, further: dict[str, float]) -> None:
+    from edgedistill.train import arms, cut, launch
+
+    start = context.folder / arm.start
+    if arm.wide and not (start / "config.json").is_file():
+        cut.narrow_student(
+            model=context.folder / arm.wide,
+            folder=start,
+            examples=lesson.train,
+            widths=context.figures["cut"]["widths"],
+            report=context.report,
+        )
+    settings = _settings(context, arm=arm, further=further) | {"untrained": start, "folder": context.folder}
+    settings |= {"train": lesson.train, "valid": lesson.valid, "report": context.report}
+    settings |= {"steps": lesson.steps, "eval_every": lesson.eval_every}
+    if context.launch not in (None, "1"):
+        launch.launch_arm(str(context.launch), **settings)
+    else:
+        arms.train_arm(**settings)
 
 
 def _take_tokenizer(context: StageContext) -> None:
@@ -174,21 +196,21 @@ def _further_teachers(
     return found
 
 
-def _settings(context: StageContext, *, arm: str, further: dict[str, float]) -> dict[str, Any]:
-    """The arguments of `arms.train_arm` that the recipe gives: JSON values and paths. The control has no teacher."""
+def _settings(context: StageContext, *, arm: Arm, further: dict[str, float]) -> dict[str, Any]:
+    """The arguments of `arms.train_arm` that the recipe gives: JSON and paths. Only the student has a teacher."""
     from edgedistill.runtimes.precision import uses_bf16
 
     recipe = context.recipe.train
     own = {
         "kd_weight", "divergence", "beta", "temperature", "valid_share", "dtype", "control", "gold", "teacher", "match",
-        "on_policy", "further_teachers",
+        "on_policy", "further_teachers", "arms",
     }  # fmt: skip
     settings = recipe.model_dump(mode="json", exclude=own)
-    settings |= {"arm": arm, "seed": context.recipe.seed, "bf16": uses_bf16(recipe.dtype)}
+    settings |= {"arm": arm.name, "seed": arm.seed, "kd_weight": arm.kd_weight, "bf16": uses_bf16(recipe.dtype)}
     settings["how"] = {"kind": recipe.divergence, "beta": recipe.beta, "temperature": recipe.temperature}
     if recipe.trackers:
         settings["tracker_folder"] = context.run / "logs" / "trackers"
-    if recipe.teacher == "online" and not arm.startswith("control"):
+    if recipe.teacher == "online" and arm.kind == "student":
         settings |= {"teacher": context.folder_of("teacher"), "further": further, "on_policy": recipe.on_policy}
         settings["match"] = None if recipe.match is None else recipe.match.model_dump(mode="json")
         settings["max_new_tokens"] = context.recipe.task.max_new_tokens
@@ -258,21 +280,28 @@ def _prompts(context: StageContext, split: str) -> list[Prompt]:
 
 def _records(context: StageContext, *, template: str) -> list[TeacherRecord]:
     """What the student learns from: the teacher's records and, if the recipe says so, the right answers of gold."""
-    from edgedistill.runtimes import chat
-    from edgedistill.train import data
-
     records = []
     for path in sorted(context.folder_of("synth").glob("records-*.jsonl")):
         rows = enumerate(read_jsonl(path), start=1)
         records += [validate(TeacherRecord, row, source=f"{path} line {number}") for number, row in rows]
     if not records:
         raise StageError(f"expected the teacher's records in {context.folder_of('synth')}, found none; run synth first")
-    if context.recipe.train.gold:
-        teacher = context.folder_of("teacher")
-        tokenizer = chat.load_tokenizer(teacher)
-        end = chat.turn_end(tokenizer, template=template, ends=chat.end_ids(teacher))
-        records += data.gold_records(_prompts(context, "gold"), tokenizer=tokenizer, template=template, end_id=end)
-    return records
+    return records + (_gold(context, template=template) if context.recipe.train.gold else [])
+
+
+def _gold_of_arm(context: StageContext, *, template: str) -> list[TeacherRecord]:
+    return _gold(context, template=template) if context.recipe.train.arms.gold else []
+
+
+def _gold(context: StageContext, *, template: str) -> list[TeacherRecord]:
+    """The prompts of gold with their right answers, in the teacher's ids."""
+    from edgedistill.runtimes import chat
+    from edgedistill.train import data
+
+    teacher = context.folder_of("teacher")
+    tokenizer = chat.load_tokenizer(teacher)
+    end = chat.turn_end(tokenizer, template=template, ends=chat.end_ids(teacher))
+    return data.gold_records(_prompts(context, "gold"), tokenizer=tokenizer, template=template, end_id=end)
 
 
 def _cache(context: StageContext, records: Sequence[TeacherRecord], *, template: str) -> Any | None:
