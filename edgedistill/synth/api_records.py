@@ -13,6 +13,7 @@ from edgedistill.core.files import atomic_path, canonical_json, remove, write_js
 from edgedistill.core.records import Prompt, Rejected, TeacherRecord
 from edgedistill.runtimes import chat
 from edgedistill.runtimes.logit_cache import CacheIdentity, LogitRow, row_key, write_cache
+from edgedistill.runtimes.plain_tokenizer import load_plain
 from edgedistill.synth.api_logprobs import logit_row, token_bytes
 from edgedistill.synth.label import Counts
 from edgedistill.synth.service import stream_prompts
@@ -36,10 +37,12 @@ class StudentTokens:
 def student_tokens(folder: Path, *, chat_template: str | None, teacher: str, distributions: bool) -> StudentTokens:
     """How the tokenizer in `folder` reads prompts and answers; with `distributions` also the bytes of each token.
 
+    A tokenizer kept there by `save_plain` needs no transformers, which alone would take most of the memory.
+
     Raises:
         InputError: there is no tokenizer, template or end of generation.
     """
-    tokenizer = chat.load_tokenizer(folder)
+    tokenizer = load_plain(folder) or chat.load_tokenizer(folder)
     template = chat.template_of(tokenizer, chat_template)
     ends = chat.end_ids(folder)
     return StudentTokens(
