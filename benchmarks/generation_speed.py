@@ -6,8 +6,8 @@ Writes benchmarks/results/generation_speed.json; the last line printed is its he
 - `overhead`: processor time of the asking process per request, 64 in flight, against a server of a process of its own
   that answers after 100 ms and does nothing: `overhead_ms` is all of it, journal and fsync included, `sdk_ms` what the
   official SDK takes alone, called in a loop with as many in flight
-- `memory`: the kernel's high-water mark (VmHWM) of the process that runs the whole stage synth over `--prompts` prompts of
-  about 100 characters (`rss_mb_1m`): asking, journal, records in the student's tokens, a tenth rejected, and the page;
+- `memory`: the kernel's high-water mark (VmHWM) of the process that runs the whole stage synth over `--prompts` prompts
+  of about 100 characters (`rss_mb_1m`): asking, journal, records in the student's tokens, rejects, and the page;
   the server answers at once and within the process, all else is as in a run
 - `local`: tokens a second of the teacher's two local paths against `generate` of transformers at the best of its batch
   sizes, same model, prompts and lengths, end tokens ignored; `tokens_per_s_vs_hf` is the better path over it

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from edgedistill.core.calls import as_text
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, shortened
 from edgedistill.core.files import iter_jsonl, read_jsonl, sha256_bytes, write_text
@@ -275,7 +276,7 @@ def _shares(title: str, counts: Mapping[str, int] | Sequence[Sequence[Any]]) -> 
 
 
 def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    return [(message.role, _cut(message.content)) for message in messages]
+    return [(message.role, _cut(message.content)) for message in as_text(messages)]
 
 
 def _file(place: str) -> str:

@@ -13,7 +13,8 @@ from edgedistill.core.files import digest_of, iter_jsonl
 from edgedistill.core.records import Prompt
 from edgedistill.synth.collect import Question
 from edgedistill.synth.journal import ANSWERS_FILE, Journal, Past, read_past
-from edgedistill.synth.spend import Purse, Rates, most_tokens
+from edgedistill.synth.rows import said_of
+from edgedistill.synth.spend import Purse, Rates, bytes_of, most_tokens
 
 GUESS = "4 bytes a token, answers of half their limit, 50 tokens a second"
 
@@ -39,7 +40,7 @@ class Service:
     def question(self, prompt: Prompt) -> Question:
         """`prompt` with the hash of everything that the answer depends on."""
         teacher = {"engine": self.engine, "model": self.model, "revision": self.revision}
-        messages = [[m.role, m.content] for m in prompt.messages]
+        messages = [said_of(m) for m in prompt.messages]
         return Question(
             digest_of({"teacher": teacher, "messages": messages, "sampling": dict(self.sampling)}), prompt.messages
         )
@@ -99,7 +100,7 @@ def estimate(
             if known is None or not known.answered(service.question(prompt).id):
                 most, _ = most_tokens(prompt.messages, max_output_tokens=0)
                 waiting, most_in = waiting + 1, most_in + most
-                typical_in += sum(len(m.content.encode()) for m in prompt.messages) // 4 + 8
+                typical_in += bytes_of(prompt.messages) // 4 + 8
     finally:
         if known:
             known.close()
@@ -129,7 +130,7 @@ def estimate_local(paths: Sequence[Path], *, teacher: str, max_new_tokens: int) 
     """As `estimate`, for a teacher of one's own: every prompt is asked, nothing is paid, no time is foretold."""
     total = typical_in = most_in = 0
     for prompt in stream_prompts(paths):
-        size = sum(len(m.content.encode()) for m in prompt.messages)
+        size = bytes_of(prompt.messages)
         total, typical_in, most_in = total + 1, typical_in + size // 4 + 8, most_in + size
     return {
         "teacher": teacher,

@@ -315,7 +315,7 @@ def _from_files(recipe: Recipe) -> tuple[dict[str, list[Row]], list[LeftOut]]:
     data, task = recipe.data, recipe.task
     judge = _judge(task)
     rules = Rules(form=data.form, kind=task.kind, columns=data.columns, group=data.group, system=task.all_system(),
-                  tools=task.tools)  # fmt: skip
+                  tools=task.tools, native=task.tool_calls == "native")  # fmt: skip
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     empty: list[LeftOut] = []
     for split in SPLITS:
@@ -356,6 +356,7 @@ def _judge(task: Task) -> Judge:
         language=task.language,
         refusals=task.refusals == "keep",
         others=prompt.other_answers,
+        native=task.tool_calls == "native",
     )
 
 

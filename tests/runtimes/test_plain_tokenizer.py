@@ -20,7 +20,8 @@ from edgedistill.runtimes.plain_tokenizer import PLAIN_FILE, load_plain, save_pl
 PIECES = (
     " ", "  ", "\t", "\n", "\r\n", "\u00a0", "\u3000", "\u200b", "\u200d", "\ufeff", "\x00", "\x7f", "▁", "Ġ", "<0x0A>",
     "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|> ", "<|endoftext|>", "<|im_", "a", "Turn on", " the light", "42",
-    "3.14", "é", "e\u0301", "ß", "ﬁ", "日本語", "한국어", "العربية", "हिन्दी", "👩‍👩‍👧", "🇧🇪", "\U000e0041", "\uffff", '{"a": [1]}',
+    "3.14", "é", "e\u0301", "ß", "ﬁ", "日本語", "한국어", "العربية", "हिन्दी", "👩‍👩‍👧", "🇧🇪",
+    "\U000e0041", "\uffff", '{"a": [1]}',
     "don't", "…", "“”", "a" * 40, "\\n", "=" * 9,
 )  # fmt: skip
 
