@@ -77,9 +77,15 @@ def request_text(kind: str, fields: dict[str, str]) -> str:
     return "\n".join(f"{name.capitalize()}: {value}" for name, value in given)
 
 
+def without_reasoning(text: str) -> str:
+    """An answer without the `<think>…</think>` before it."""
+    found = THOUGHT.match(text)
+    return text[found.end() :] if found else text
+
+
 def extract(text: str, *, kind: str, labels: Sequence[str] = ()) -> Any | None:
     """The answer that `text` gives, in a form where equal answers are equal values; None where it gives none."""
-    return _EXTRACTORS[kind](text, tuple(labels))
+    return _EXTRACTORS[kind](without_reasoning(text), tuple(labels))
 
 
 def same_answer(found: str, expected: str, *, kind: str, labels: Sequence[str] = ()) -> bool:
@@ -135,6 +141,7 @@ def strict_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+THOUGHT = re.compile(r"^\s*<think>(?P<thought>.*?)</think>\s*", flags=re.DOTALL)
 _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", flags=re.DOTALL)
 _PUNCTUATION = frozenset(string.punctuation + "‘’“”–—…")
 _SAID = re.compile(r"(?:\banswer\s*(?:is\s*)?:|####|\\boxed\{)\s*", flags=re.IGNORECASE)

@@ -112,7 +112,9 @@ def write_records(
 def _made(
     prompt: Prompt, outcome: Outcome, *, tokens: StudentTokens, top_k: int
 ) -> Rejected | tuple[TeacherRecord, LogitRow | None]:
-    answer = tokens.spoken(prompt, outcome.text) if outcome.fault is None else outcome.text
+    answer = outcome.text
+    if outcome.fault is None:
+        answer = answer.removesuffix(outcome.said) + tokens.spoken(prompt, outcome.said)
     said = tokens.text(answer) if outcome.fault is None else []
     fault = outcome.fault
     if ends := sorted(set(said) & set(tokens.end_ids)):
@@ -129,7 +131,7 @@ def _made(
         teacher=outcome.service.name,
         messages=prompt.messages,
         answer=answer,
-        calls=_calls(prompt, outcome.text),
+        calls=_calls(prompt, outcome.said),
         prompt_ids=tuple(asked),
         answer_ids=tuple(ids),
         logits_key=row_key(asked, ids, identity=tokens.identity) if row is not None else None,

@@ -20,7 +20,7 @@ from typing import Any
 from edgedistill.core.errors import MissingError, shortened
 from edgedistill.core.records import Message
 from edgedistill.synth.journal import Reply, Tokens
-from edgedistill.synth.wire import anthropic_calls, messages_of, openai_calls
+from edgedistill.synth.wire import anthropic_calls, anthropic_reasoning, messages_of, openai_calls, openai_reasoning
 
 NOTHING: Tokens = (0, 0)
 NO_KEY = "none"  # what servers without keys get
@@ -195,12 +195,13 @@ def read_openai(body: bytes) -> Reply:
     if isinstance(message.get("refusal"), str) or choice.get("finish_reason") == "content_filter":
         raise Failed("refused", shortened(message.get("refusal") or "content filter"), end="never", tokens=tokens)
     text = openai_calls(message)
-    text = message.get("content") if text is None else text
+    text, reasoning = message.get("content") if text is None else text, openai_reasoning(message)
+    text = "" if text is None and reasoning else text
     if not isinstance(text, str):
         raise Failed("empty-choice", "no text in the first choice", tokens=tokens)
     finish = _finish(choice.get("finish_reason"), tokens)
     logprobs = (choice.get("logprobs") or {}).get("content") if isinstance(choice.get("logprobs"), dict) else None
-    return Reply(text, finish, str(data.get("model", "")), tokens, _logprobs(logprobs))
+    return Reply(text, finish, str(data.get("model", "")), tokens, _logprobs(logprobs), reasoning)
 
 
 def read_anthropic(body: bytes) -> Reply:
@@ -214,13 +215,15 @@ def read_anthropic(body: bytes) -> Reply:
         raise Failed("empty-choice", "no content in the reply", tokens=tokens)
     calls = anthropic_calls(blocks)
     texts = [b["text"] for b in blocks if isinstance(b, dict) and isinstance(b.get("text"), str)]
-    if not texts and calls is None:
+    reasoning = anthropic_reasoning(blocks)
+    if not texts and calls is None and not reasoning:
         raise Failed("empty-choice", "no text in the content", tokens=tokens)
     return Reply(
         "".join(texts) if calls is None else calls,
         _finish(data.get("stop_reason"), tokens),
         str(data.get("model", "")),
         tokens,
+        reasoning=reasoning,
     )
 
 

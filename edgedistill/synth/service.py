@@ -21,7 +21,10 @@ GUESS = "4 bytes a token, answers of half their limit, 50 tokens a second"
 
 @dataclass(frozen=True)
 class Service:
-    """The teacher behind an API: who answers, with which settings, at what price and within which limits."""
+    """The teacher behind an API: who answers, with which settings, at what price and within which limits.
+
+    `reasoning` says what becomes of it in an answer: `strip`, `keep`, or `off`, which rejects such answers.
+    """
 
     engine: str
     model: str
@@ -32,6 +35,7 @@ class Service:
     currency: str = ""
     money: float | None = None
     tokens: int | None = None
+    reasoning: str = "strip"
 
     @property
     def name(self) -> str:
@@ -83,8 +87,12 @@ def estimate(
     service: Service,
     concurrency: int,
     wanted: Callable[[Prompt], bool] = lambda prompt: True,
+    turned: Callable[[Prompt], Iterable[Prompt]] = lambda prompt: (prompt,),
+    answer_tokens: int = 0,
 ) -> dict[str, Any]:
     """What asking for the missing answers would take, sending nothing; `at_most` is what would be held back for it.
+
+    `turned` gives what is asked in a prompt's place, with an answer of at most `answer_tokens` in it that is not known.
 
     Where answers are there already, their tokens and times stand for the rest; else a token is taken for four bytes of
     English, an answer for half its limit, at 50 tokens a second.
@@ -95,12 +103,12 @@ def estimate(
     known = Journal(journal) if past.answered else None
     try:
         total = waiting = typical_in = most_in = 0
-        for prompt in filter(wanted, stream_prompts(paths)):
+        for prompt in (one for whole in filter(wanted, stream_prompts(paths)) for one in turned(whole)):
             total += 1
             if known is None or not known.answered(service.question(prompt).id):
                 most, _ = most_tokens(prompt.messages, max_output_tokens=0)
-                waiting, most_in = waiting + 1, most_in + most
-                typical_in += bytes_of(prompt.messages) // 4 + 8
+                waiting, most_in = waiting + 1, most_in + most + answer_tokens
+                typical_in += bytes_of(prompt.messages) // 4 + 8 + answer_tokens // 2
     finally:
         if known:
             known.close()

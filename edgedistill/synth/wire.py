@@ -42,6 +42,17 @@ def anthropic_calls(blocks: Sequence[Any]) -> str | None:
     return _text([{"name": b.get("name"), "arguments": b.get("input")} for b in used])
 
 
+def openai_reasoning(message: Mapping[str, Any]) -> str:
+    """The reasoning beside a reply's text: DeepSeek's and SGLang's name for it, and vLLM's and OpenRouter's."""
+    found = (message.get(name) for name in ("reasoning_content", "reasoning"))
+    return next((text for text in found if isinstance(text, str) and text), "")
+
+
+def anthropic_reasoning(blocks: Sequence[Any]) -> str:
+    """The text of a reply's thinking blocks."""
+    return "\n".join(b["thinking"] for b in blocks if isinstance(b, dict) and isinstance(b.get("thinking"), str))
+
+
 def _text(functions: Sequence[Mapping[str, Any]]) -> str | None:
     """Arguments that are no JSON stay text: the answer is then rejected as what it is."""
     if not functions:

@@ -23,11 +23,12 @@ from edgedistill.runtimes.logit_cache import CacheIdentity, open_cache
 from edgedistill.synth import pace, remote
 from edgedistill.synth.api_logprobs import logit_row
 from edgedistill.synth.api_records import StudentTokens, write_records
+from edgedistill.synth.followups import settling
 from edgedistill.synth.journal import Journal, read_past
 from edgedistill.synth.label import read_records
 from edgedistill.synth.rows import make_prompt
 from edgedistill.synth.service import Service, estimate, figures_of, stream_prompts
-from edgedistill.synth.several import Asked, Outcome, chosen, meaning_of, outcome_of, route, settling, waits_for
+from edgedistill.synth.several import Asked, Outcome, chosen, meaning_of, outcome_of, route, waits_for
 from edgedistill.synth.spend import Rates
 
 pytest.importorskip("openai", reason="the extra `api` is not installed")
