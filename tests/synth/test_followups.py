@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 from synth_api_server import Server, serve
-from test_api_stage import call
 
 from edgedistill.core.config import validate
-from edgedistill.core.errors import InputError
-from edgedistill.core.files import iter_jsonl, read_json
+from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.files import iter_jsonl, write_jsonl
 from edgedistill.core.kinds import extract
 from edgedistill.core.recipe import Recipe
 from edgedistill.core.records import Message
+from edgedistill.core.runfolder import SilentReporter, StageContext
+from edgedistill.core.teacher import Limits
 from edgedistill.evals.answers import is_correct
+from edgedistill.runtimes.chat import load_tokenizer
+from edgedistill.runtimes.plain_tokenizer import save_plain
+from edgedistill.synth import stage
 from edgedistill.synth.clients import read_anthropic, read_openai
 from edgedistill.synth.followups import SHORTER, score_of, score_prompt
 from edgedistill.synth.journal import Reply
@@ -82,52 +86,51 @@ def test_a_judge_is_shown_the_whole_chat_as_text() -> None:
     assert "[user]\nHi" in asked.messages[1].content and "<answer>\nScore: 10\n</answer>" in asked.messages[1].content
 
 
-RECIPE = """
-name = "asks"
-threads = 1
-[task]
-kind = "math"
-max_new_tokens = 64
-[data]
-prompts = "prompts.jsonl"
-[synth]
-{synth}
-[teacher]
-model = "m-1"
-engine = "openai"
-base_url = "{url}"
-smoke = 2
-{teacher}
-[student]
-model = "student"
-"""
-JUDGE = """
-[synth.judge]
-threshold = 6
-[synth.judge.teacher]
-model = "m-judge"
-engine = "openai"
-base_url = "{url}"
-price = {{ input_per_mtok = 1.0, output_per_mtok = 1.0, date = 2026-01-02, source = "a test" }}
-limits = {{ tokens = 100000 }}
-"""
+JUDGE = {
+    "threshold": 6,
+    "teacher": {
+        "model": "m-judge",
+        "engine": "openai",
+        "price": {"input_per_mtok": 1.0, "output_per_mtok": 1.0, "date": "2026-01-02", "source": "a test"},
+        "limits": {"tokens": 100_000},
+    },
+}
 
 
-def run(tmp_path: Path, student: Path, server: Server, *, synth: str = "", teacher: str = "", more: str = "") -> Path:
-    rows = [{"question": f"q{i}"} for i in range(4)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if not (tmp_path / "student").exists():
-        shutil.copytree(student, tmp_path / "student")
-    recipe = (RECIPE + more).format(url=server.url, synth=synth, teacher=teacher)
-    (tmp_path / "asks.toml").write_text(recipe)
-    done = call("synth", tmp_path / "asks.toml", "--runs-dir", tmp_path / "runs")
-    assert done.returncode == 0, done.stderr
-    return tmp_path / "runs" / "asks" / "10-synth"
+class Asks:
+    """A run of four questions at a server, in this process."""
 
+    def __init__(self, folder: Path, student: Path, server: Server) -> None:
+        self.run, self.server = folder, server
+        shutil.copytree(student, folder / "05-teacher", ignore=shutil.ignore_patterns("*.safetensors"))
+        save_plain(load_tokenizer(folder / "05-teacher"), folder / "05-teacher")
+        prompts = [make_prompt([Message(role="user", content=f"q{i}")]) for i in range(4)]
+        (folder / "00-data").mkdir()
+        write_jsonl(folder / "00-data" / "prompts.jsonl", [p.model_dump(mode="json") for p in prompts])
 
-def records(folder: Path) -> dict[str, str]:
-    found = [row for path in sorted(folder.glob("records-*.jsonl")) for row in iter_jsonl(path)]
-    return {row["messages"][-1]["content"]: row["answer"] for row in found}
+    def recipe(self, *, synth: dict[str, Any], teacher: dict[str, Any]) -> Recipe:
+        its = {"model": "m-1", "engine": "openai", "base_url": self.server.url, "smoke": 2, "concurrency": 1} | teacher
+        synth = {"label_gold": False} | synth
+        if "judge" in synth:
+            synth["judge"] = synth["judge"] | {"teacher": JUDGE["teacher"] | {"base_url": self.server.url}}
+        data = {"name": "asks", "task": {"kind": "math", "max_new_tokens": 64}, "data": {}, "synth": synth}
+        return validate(Recipe, data | {"teacher": its, "student": {"model": "s"}}, source="here")
+
+    def __call__(self, *, synth: dict[str, Any], teacher: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Figures of the stage."""
+        folder = self.run / "10-synth"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        recipe = self.recipe(synth=synth, teacher=teacher or {})
+        context = StageContext(recipe, self.run, "synth", SilentReporter(), {})
+        stage.run_synth(context)
+        return context.figures
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        return list(iter_jsonl(self.run / "10-synth" / f"{name}.jsonl"))
+
+    def records(self) -> dict[str, str]:
+        return {row["messages"][-1]["content"]: row["answer"] for row in self.rows("records-00000")}
 
 
 def test_reasoning_is_dropped_kept_or_refused_without_asking_again(tmp_path: Path, tiny_llama: Path) -> None:
@@ -135,13 +138,14 @@ def test_reasoning_is_dropped_kept_or_refused_without_asking_again(tmp_path: Pat
         return "Answer: 4" if text == "q3" else "<think>2+2</think>Answer: 4"
 
     with serve(answer=answer) as server:
-        stripped = records(run(tmp_path, tiny_llama, server))
-        assert set(stripped.values()) == {"Answer: 4"} and len(stripped) == 4
-        kept = records(run(tmp_path, tiny_llama, server, synth='reasoning = "keep"'))
+        asks = Asks(tmp_path, tiny_llama, server)
+        asks(synth={})
+        assert set(asks.records().values()) == {"Answer: 4"} and len(asks.records()) == 4
+        asks(synth={"reasoning": "keep"})
+        kept = asks.records()
         assert kept["q0"] == "<think>\n2+2\n</think>\n\nAnswer: 4" and kept["q3"] == "Answer: 4"
-        folder = run(tmp_path, tiny_llama, server, synth='reasoning = "off"')
-        assert list(records(folder)) == ["q3"]
-        assert {row["reason"] for row in iter_jsonl(folder / "rejected.jsonl")} == {"reasoned"}
+        asks(synth={"reasoning": "off"})
+        assert list(asks.records()) == ["q3"] and {row["reason"] for row in asks.rows("rejected")} == {"reasoned"}
         assert sum(server.arrived.values()) == 4
 
 
@@ -155,15 +159,18 @@ def test_a_shorter_answer_counts_where_it_says_the_same(tmp_path: Path, tiny_lla
             return {"q0": "Answer: 4", "q1": "Answer: 5", "q2": "x" * 60 + " Answer: 4"}.get(asked, "no")
 
         server.answer = answer
-        folder = run(tmp_path, tiny_llama, server, synth="shorten = true", teacher="concurrency = 1")
-        found = records(folder)
+        asks = Asks(tmp_path, tiny_llama, server)
+        dry = stage.estimate(tmp_path, asks.recipe(synth={"shorten": True}, teacher={}))
+        assert (dry["requests"], dry["further"][0]["requests"]) == (4, 4) and not server.arrived
+        assert dry["further"][0]["at_most"]["input_tokens"] > dry["at_most"]["input_tokens"] + 4 * 64
+        figures = asks(synth={"shorten": True})
+        found = asks.records()
         assert found["q0"] == "Answer: 4" and {found[q] for q in ("q1", "q2", "q3")} == {answer("q1")}
-        assert server.arrived[SHORTER] == 4 and sum(server.arrived.values()) == 8
-        assert read_json(folder / "manifest.json")["figures"]["attempts"] == 8
-        dry = json.loads(
-            call("synth", tmp_path / "asks.toml", "--runs-dir", tmp_path / "runs", "--dry-run", "--json").stdout
-        )
+        assert server.arrived[SHORTER] == 4 and sum(server.arrived.values()) == 8 == figures["attempts"]
+        dry = stage.estimate(tmp_path, asks.recipe(synth={"shorten": True}, teacher={}))
         assert (dry["requests"], dry["further"][0]["asks"], dry["further"][0]["requests"]) == (0, "shorter answers", 0)
+        asks(synth={"shorten": True})
+        assert sum(server.arrived.values()) == 8 and asks.records() == found
 
 
 def test_a_judge_rejects_what_it_scores_low_and_is_paid_for(tmp_path: Path, tiny_llama: Path) -> None:
@@ -173,20 +180,30 @@ def test_a_judge_rejects_what_it_scores_low_and_is_paid_for(tmp_path: Path, tiny
         return {"0": "Score: 9", "1": "Score: 6", "2": "Score: 5"}.get(text.partition("[user]\nq")[2][:1], "hm")
 
     with serve(answer=answer) as server:
-        (tmp_path / "first").mkdir()
-        folder = run(tmp_path, tiny_llama, server, more=JUDGE)
-        assert set(records(folder)) == {"q0", "q1"}
-        said = {row["answer"]: (row["reason"], row["detail"]) for row in iter_jsonl(folder / "rejected.jsonl")}
+        asks = Asks(tmp_path, tiny_llama, server)
+        dry = stage.estimate(tmp_path, asks.recipe(synth={"judge": JUDGE}, teacher={}))["further"][0]
+        assert (dry["asks"], dry["requests"]) == ("scores", 4) and dry["at_most"]["cost"] > 0 and not server.arrived
+        figures = asks(synth={"judge": JUDGE})
+        assert set(asks.records()) == {"q0", "q1"}
+        said = {row["answer"]: (row["reason"], row["detail"]) for row in asks.rows("rejected")}
         assert said["Answer: 2"] == ("judged", "score 5 of 10, expected 6 by openai:m-judge")
         assert said["Answer: 3"][0] == "not-judged"
-        figures = read_json(folder / "manifest.json")["figures"]
         assert figures["further"][0]["attempts"] == 4 and figures["further"][0]["cost"]["amount"] > 0
-        shutil.rmtree(folder.parent / "answers")
-        dry = json.loads(
-            call("synth", tmp_path / "asks.toml", "--runs-dir", tmp_path / "runs", "--dry-run", "--json").stdout
-        )
-        assert dry["further"][0]["asks"] == "scores" and dry["further"][0]["requests"] == 4
-        assert dry["further"][0]["at_most"]["input_tokens"] > 4 * 64
+        asks(synth={"judge": JUDGE | {"threshold": 5}})
+        assert set(asks.records()) == {"q0", "q1", "q2"} and sum(server.arrived.values()) == 8
+
+
+def test_a_judge_s_limits_stop_it_alone(tmp_path: Path, tiny_llama: Path) -> None:
+    with serve(answer=lambda text: "Answer: 1") as server:
+        asks = Asks(tmp_path, tiny_llama, server)
+        recipe = asks.recipe(synth={"judge": JUDGE}, teacher={})
+        referee = recipe.synth.judge.teacher.model_copy(update={"limits": Limits(tokens=10)})
+        judge = recipe.synth.judge.model_copy(update={"teacher": referee})
+        recipe = recipe.model_copy(update={"synth": recipe.synth.model_copy(update={"judge": judge})})
+        (tmp_path / "10-synth").mkdir()
+        with pytest.raises(StageError, match=r"stopped asking openai:m-judge, because \[teacher\.limits\]"):
+            stage.run_synth(StageContext(recipe, tmp_path, "synth", SilentReporter(), {}))
+        assert sum(server.arrived.values()) == 4
 
 
 def test_the_best_judged_of_several_teachers_is_kept(tmp_path: Path, tiny_llama: Path) -> None:
@@ -198,11 +215,11 @@ def test_the_best_judged_of_several_teachers_is_kept(tmp_path: Path, tiny_llama:
             return "Score: 6" if "at length" in text else "Score: 8"
 
         server.answer = answer
-        further = 'mix = "judged"\nconcurrency = 1\nfurther = [{{ model = "m-2", engine = "openai", smoke = 0, '
-        further += f'base_url = "{server.url}", concurrency = 1 }}]'
-        folder = run(tmp_path, tiny_llama, server, teacher=further, more=JUDGE)
-    assert set(records(folder).values()) == {"Answer: 4"}
-    assert {row["teacher"] for row in iter_jsonl(folder / "records-00000.jsonl")} == {"openai:m-2"}
+        asks = Asks(tmp_path, tiny_llama, server)
+        second = {"model": "m-2", "engine": "openai", "base_url": server.url, "concurrency": 1}
+        asks(synth={"judge": JUDGE}, teacher={"mix": "judged", "further": [second]})
+    assert set(asks.records().values()) == {"Answer: 4"}
+    assert {row["teacher"] for row in asks.rows("records-00000")} == {"openai:m-2"}
 
 
 @pytest.mark.parametrize(
