@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts_outside import script
+from scripts_outside import ROOT
 
 from edgedistill.core.files import iter_jsonl, write_jsonl
 from edgedistill.core.records import Message
@@ -60,7 +61,11 @@ def translating(folder: Path, port: int) -> Iterator[str]:
             process.wait()
 
 
-def test_messages_come_through_a_translating_server(tmp_path: Path, tiny_gguf: Path) -> None:
+def test_messages_come_through_a_translating_server(
+    tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    faults = importlib.import_module("generation_faults")
     said = [
         [Message(role="system", content="Be brief."), Message(role="user", content=text)] for text in ("on", "lock it")
     ]
@@ -76,7 +81,7 @@ def test_messages_come_through_a_translating_server(tmp_path: Path, tiny_gguf: P
         return list(iter_jsonl(tmp_path / engine / "answers.jsonl"))
 
     with (
-        script("benchmarks/generation_faults.py")._server(tiny_gguf, threads=1) as port,
+        faults._server(tiny_gguf, threads=1) as port,
         translating(tmp_path, port) as url,
     ):
         rows = asked("anthropic", "claude-teacher", url)
