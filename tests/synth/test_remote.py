@@ -163,7 +163,10 @@ def test_killed_at_random_moments_nothing_is_lost_or_asked_twice(tmp_path: Path,
         return "status=500" if zlib.crc32(f"{text} {attempt}".encode()) % 9 == 0 else ""
 
     with serve(delay_s=0.01, plan=plan) as server:
-        while killed(lambda: ask(server, [prompts], tmp_path / "j", concurrency=6), after_s=rng.uniform(0.02, 0.25)):
+        while killed(
+            lambda: ask(server, [prompts], tmp_path / "j", concurrency=6),
+            after_s=rng.uniform(0.02, 0.25) * (1 + kills / 20),
+        ):
             kills += 1
             assert kills < 200
     past, whole = read_past(tmp_path / "j" / "answers.jsonl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -37,13 +38,16 @@ model_list:
 
 
 @contextlib.contextmanager
-def translating(folder: Path, port: int) -> Iterator[str]:
+def translating(folder: Path, port: int, *, key: str) -> Iterator[str]:
     """The address of the proxy, as long as the context is open."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         own = s.getsockname()[1]
     (folder / "litellm.yaml").write_text(CONFIG.format(port=port))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it is fetched
+        "LITELLM_MASTER_KEY": key,
+    }
     command = [str(LITELLM), "--config", str(folder / "litellm.yaml"), "--host", "127.0.0.1", "--port", str(own)]
     with (folder / "litellm.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=folder)
@@ -71,9 +75,11 @@ def test_messages_come_through_a_translating_server(
     ]
     write_jsonl(tmp_path / "p.jsonl", [make_prompt(m).model_dump(mode="json") for m in said])
 
+    key = f"sk-{secrets.token_hex(32)}"
+
     def asked(engine: str, model: str, url: str) -> list[dict[str, Any]]:
         service = Service(engine, model, "", {"max_tokens": 8}, 8)
-        client = {"key": "sk-test", "base_url": url, "accepts": ("teacher", "openai/teacher"), "timeout_s": 120.0}
+        client = {"key": key, "base_url": url, "accepts": ("teacher", "openai/teacher"), "timeout_s": 120.0}
         remote.ask_all(
             [tmp_path / "p.jsonl"], folder=tmp_path / engine, service=service, client=client, concurrency=2,
             attempts=3, smoke=0, judge=lambda answer, finish, prompt: None, report=SilentReporter(),
@@ -82,10 +88,11 @@ def test_messages_come_through_a_translating_server(
 
     with (
         faults._server(tiny_gguf, threads=1) as port,
-        translating(tmp_path, port) as url,
+        translating(tmp_path, port, key=key) as url,
     ):
         rows = asked("anthropic", "claude-teacher", url)
     answers = [row for row in rows if "answer" in row]
     assert len(answers) == 2 and not [row for row in rows if "failed" in row]
     assert all(row["finish"] in ("stop", "length") and row["tokens"][0] > 0 for row in answers)
+    assert not [path for path in tmp_path.rglob("answers.jsonl") if key in path.read_text()]
     assert all(isinstance(row["text"], str) and row["model"] for row in answers)
