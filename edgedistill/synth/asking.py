@@ -69,6 +69,9 @@ def ask_everyone(
     rules: dict[str, Any] = {"mix": mix, "judge": judge}
     more: dict[str, Any] = {"meaning": meaning, "shorten": shorten, "referee": referee[1] if referee else None}
     for number, teacher in enumerate(teachers):
+        if teacher.terms is None or teacher.terms.training_allowed is not True:
+            said = "unknown" if teacher.terms is None else str(teacher.terms.training_allowed).lower()
+            report.note(f"terms: whether {asked[number].service.name} allows training on its answers: {said}")
         with ExitStack() as stack:
             wanted = several.waits_for(asked, number, run, stack, **rules)
             _ask(teacher, asked[number].service, paths, run, judge=judge, report=report, wanted=wanted)
@@ -169,9 +172,6 @@ def _ask(
     turned: Callable[[Prompt], Iterable[Prompt]] = lambda prompt: (prompt,),
     smoke: int | None = None,
 ) -> None:
-    if teacher.terms is None or teacher.terms.training_allowed is not True:
-        said = "unknown" if teacher.terms is None else str(teacher.terms.training_allowed).lower()
-        report.note(f"terms: whether {its.name} allows training on its answers: {said}")
     remote.ask_all(
         paths,
         folder=its.journal_in(run),

@@ -46,6 +46,7 @@ def translating(folder: Path, port: int, *, key: str) -> Iterator[str]:
     (folder / "litellm.yaml").write_text(CONFIG.format(port=port))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it is fetched
+        "LITELLM_USE_CHAT_COMPLETIONS_URL_FOR_ANTHROPIC_MESSAGES": "True",  # else it asks for OpenAI's newer protocol
         "LITELLM_MASTER_KEY": key,
     }
     command = [str(LITELLM), "--config", str(folder / "litellm.yaml"), "--host", "127.0.0.1", "--port", str(own)]
