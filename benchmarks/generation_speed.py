@@ -6,9 +6,9 @@ Writes benchmarks/results/generation_speed.json; the last line printed is its he
 - `overhead`: processor time of the asking process per request, 64 in flight, against a server of a process of its own
   that answers after 100 ms and does nothing: `overhead_ms` is all of it, journal and fsync included, `sdk_ms` what the
   official SDK takes alone, called in a loop with as many in flight
-- `memory`: the kernel's high-water mark (VmHWM) of a process that asks `--prompts` prompts of about 100 characters
-  (`rss_mb_1m`), and of one that then writes their records (`rss_mb_1m_writing`), most of it transformers and torch,
-  that the tokenizer brings along; the asker answers at once, all else is as in a run
+- `memory`: the kernel's high-water mark (VmHWM) of the process that runs the whole stage synth over `--prompts` prompts
+  of about 100 characters (`rss_mb_1m`): asking, journal, records in the student's tokens, rejects, and the page;
+  the server answers at once and within the process, all else is as in a run
 - `local`: tokens a second of the teacher's two local paths against `generate` of transformers at the best of its batch
   sizes, same model, prompts and lengths, end tokens ignored; `tokens_per_s_vs_hf` is the better path over it
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -77,7 +78,7 @@ from edgedistill.synth.service import Service
 import openai
 
 folder, count, url = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-path = folder / "prompts.jsonl"
+path = folder / "00-data" / "prompts.jsonl"
 texts = (f"Question number {i}: what would one ask of a teacher of about a hundred characters, again and again?"
          for i in range(count))
 service = Service("openai", "m-1", "", {"max_tokens": 64}, 64)
@@ -94,6 +95,7 @@ def peak_mb():
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 if not path.exists():
+    path.parent.mkdir()
     prompts = (make_prompt([Message(role="user", content=text)]) for text in texts)
     write_jsonl(path, (p.model_dump(mode="json") for p in prompts))
 """
@@ -119,36 +121,31 @@ began, wall = time.process_time(), time.monotonic()
 asyncio.run(alone())
 print(json.dumps({"ms": 1000 * (time.process_time() - began) / count, "wall_s": time.monotonic() - wall}))
 """
-ASKED = """
+RUNNER = """
+from edgedistill.core.config import validate
+from edgedistill.core.recipe import Recipe
+from edgedistill.core.runfolder import StageContext
 from edgedistill.synth.journal import Reply
+from edgedistill.synth.stage import run_synth
 
 @contextlib.asynccontextmanager
 async def at_once(*args, **named):
     async def answer(messages):
         await asyncio.sleep(0)
-        return Reply("an answer of some forty characters, no more", "stop", "m-1", (30, 10))
+        said = "" if messages[-1].content.partition(":")[0].endswith("7") else "an answer of some forty characters"
+        return Reply(said, "stop", "m-1", (30, 10))
     yield answer
 
 remote.open_client = at_once
 wall = time.monotonic()
-ask(64)
-print(json.dumps({"rss_mb": peak_mb(), "wall_s": time.monotonic() - wall}))
-"""
-WRITTEN = """
-from edgedistill.synth.api_records import student_tokens, write_records
-from edgedistill.synth.journal import Journal
-from edgedistill.synth.several import chosen, outcome_of
-
-wall = time.monotonic()
-tokens = student_tokens(Path(sys.argv[4]), chat_template=None, teacher=service.name, distributions=False)
-(folder / "records").mkdir()
-journal = Journal(folder / "journal")
-keep = lambda answer, finish, prompt: None
-counts = write_records(
-    [path], folder=folder / "records", tokens=tokens, top_k=0, shard_size=512,
-    settle=lambda prompt: chosen(prompt, [outcome_of(prompt, service, journal, keep)], mix=None),
-)
-print(json.dumps({"rss_mb": peak_mb(), "wall_s": time.monotonic() - wall, "kept": counts.kept}))
+teacher = {"model": "m-1", "engine": "openai", "base_url": url, "concurrency": 64, "max_output_tokens": 64}
+recipe = validate(Recipe, {"name": "memory", "data": {}, "synth": {"label_gold": False}, "teacher": teacher,
+                           "student": {"model": "student"}}, source="the benchmark")
+context = StageContext(recipe, folder, "synth", SilentReporter(), {})
+context.folder.mkdir()
+run_synth(context)
+print(json.dumps({"rss_mb": peak_mb(), "wall_s": time.monotonic() - wall, "kept": context.figures["kept"],
+                  "rejected": sum(context.figures["rejected"].values()), "torch": "torch" in sys.modules}))
 """
 
 
@@ -178,8 +175,7 @@ def headline_of(found: dict[str, Any]) -> dict[str, Any]:
         headline |= {"overhead_ms": round(medians["ours"], 3), "sdk_ms": round(medians["sdk"], 3)}
     if "memory" in found:
         name = "rss_mb_1m" if found["memory"]["prompts"] == 1_000_000 else "rss_mb"
-        for part, suffix in (("asking", ""), ("writing", "_writing")):
-            headline[name + suffix] = round(found["memory"][part]["rss_mb"], 1)
+        headline[name] = round(found["memory"]["rss_mb"], 1)
     return headline
 
 
@@ -195,15 +191,19 @@ def overhead(*, requests: int, rounds: int) -> dict[str, list[dict[str, float]]]
 
 
 def memory(*, prompts: int) -> dict[str, Any]:
-    """Peak memory of asking and of writing, each in a fresh process; the prompts are written by another one before."""
+    """Peak memory of the whole stage in a fresh process; prompts and the student's tokenizer are put there before."""
+    from edgedistill.runtimes.chat import load_tokenizer
+    from edgedistill.runtimes.plain_tokenizer import save_plain
     from edgedistill.runtimes.sources import resolve_model
 
     model = resolve_model(MODEL).folder
     with tempfile.TemporaryDirectory(prefix="generation-speed-") as scratch:
+        teacher = Path(scratch) / "05-teacher"
+        shutil.copytree(model, teacher, ignore=shutil.ignore_patterns("*.safetensors"))
+        save_plain(load_tokenizer(teacher), teacher)
         _child(COMMON + "print(json.dumps({}))", scratch, prompts, "")
-        asking = _child(COMMON + ASKED, scratch, prompts, "")
-        writing = _child(COMMON + WRITTEN, scratch, prompts, "", model)
-    return {"prompts": prompts, "asking": asking, "writing": writing}
+        found = _child(COMMON + RUNNER, scratch, prompts, "http://127.0.0.1:9/v1")
+    return {"prompts": prompts} | found
 
 
 def local(*, rounds: int) -> dict[str, Any]:

@@ -88,7 +88,11 @@ def _synth(recipe: Recipe) -> dict[str, Any]:
     synth = recipe.synth.model_dump(mode="json")
     task = recipe.task.model_dump(mode="json", exclude={"system"})
     if recipe.teacher.is_api:
-        synth = {name: synth[name] for name in ("label_gold", "shard_size")}
+        judge = recipe.synth.judge
+        scored = judge.model_dump(mode="json", include={"threshold", "rubric"}) if judge else {}
+        scored |= {"teacher": judge.teacher.answering()} if judge else {}
+        names = ("label_gold", "shard_size", "reasoning", "shorten")
+        synth = {name: synth[name] for name in names} | {"judge": scored}
         return {"synth": synth, "api": recipe.teacher.answering(), "task": task}
     return {"synth": synth, "engine": recipe.teacher.engine, "dtype": recipe.train.dtype, "task": task}
 

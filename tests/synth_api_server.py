@@ -126,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
         usage = {"input_tokens": len(text), "output_tokens": max(1, len(said) // 4)}
         return {
             "id": "x", "type": "message", "role": "assistant", "model": body["model"], "stop_reason": "end_turn",
-            "content": [{"type": "text", "text": said}], "usage": usage,
+            "content": [{"type": "text", "text": said}], "usage": usage, **self.state.extra(text),
         }  # fmt: skip
 
 

@@ -100,6 +100,9 @@ def test_the_recipe_fragments_are_valid() -> None:
                     load_recipe(shipped_recipes()["quickstart"], (f"budget.{name}={inline(budget)}",))
             if table in ("gate", "task", "data"):
                 load_recipe(shipped_recipes()["quickstart"], (f"{table}={inline(values)}",))
+            if table == "synth":
+                asked = load_recipe(shipped_recipes()["local-server"], (f"synth={inline(values)}", 'task.kind="math"'))
+                assert asked.synth.judge and asked.synth.shorten
             if table == "train":
                 settings = tuple(f"train.{name}={inline(value)}" for name, value in values.items())
                 load_recipe(shipped_recipes()["quickstart"], settings)

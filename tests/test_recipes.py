@@ -15,7 +15,7 @@ from edgedistill.plan import STAGES
 
 def test_every_shipped_recipe_is_valid() -> None:
     recipes = {name: load_recipe(path) for name, path in shipped_recipes().items()}
-    assert sorted(recipes) == ["phi4-mini", "quickstart"]
+    assert sorted(recipes) == ["local-server", "phi4-mini", "quickstart"]
     for name, recipe in recipes.items():
         assert recipe.name == name
         assert recipe.budget, f"{name} has no budget, so its verdict would mean nothing"

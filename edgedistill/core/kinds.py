@@ -77,9 +77,15 @@ def request_text(kind: str, fields: dict[str, str]) -> str:
     return "\n".join(f"{name.capitalize()}: {value}" for name, value in given)
 
 
+def without_reasoning(text: str) -> str:
+    """An answer without the `<think>…</think>` before it."""
+    found = THOUGHT.match(text)
+    return text[found.end() :] if found else text
+
+
 def extract(text: str, *, kind: str, labels: Sequence[str] = ()) -> Any | None:
     """The answer that `text` gives, in a form where equal answers are equal values; None where it gives none."""
-    return _EXTRACTORS[kind](text, tuple(labels))
+    return _EXTRACTORS[kind](without_reasoning(text), tuple(labels))
 
 
 def same_answer(found: str, expected: str, *, kind: str, labels: Sequence[str] = ()) -> bool:
@@ -106,6 +112,19 @@ def call_of(text: str) -> tuple[str, dict[str, Any]] | None:
     return (name, arguments) if isinstance(name, str) and isinstance(arguments, dict) else None
 
 
+def calls_of(text: str) -> list[dict[str, Any]] | None:
+    """Function calls in JSON, as one object, a list, or each in the tags that many chat templates write; else None."""
+    if (tagged := _TAGGED.findall(text)) and not _TAGGED.sub("", text).strip():
+        found = [call_of(call) for call in tagged]
+    else:
+        try:
+            value = strict_json(text)
+        except ValueError:
+            return None
+        found = [call_of(canonical_json(call)) for call in (value if isinstance(value, list) else [value])]
+    return [{"name": call[0], "arguments": call[1]} for call in found if call] if found and all(found) else None
+
+
 def strict_json(text: str) -> Any:
     """JSON without NaN, Infinity, or a name that stands twice.
 
@@ -122,6 +141,8 @@ def strict_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+THOUGHT = re.compile(r"^\s*<think>(?P<thought>.*?)</think>\s*", flags=re.DOTALL)
+_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", flags=re.DOTALL)
 _PUNCTUATION = frozenset(string.punctuation + "‘’“”–—…")
 _SAID = re.compile(r"(?:\banswer\s*(?:is\s*)?:|####|\\boxed\{)\s*", flags=re.IGNORECASE)
 _NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+(?![\d.]))?|[-−]?\.\d+")
@@ -165,8 +186,8 @@ def _number(text: str, labels: tuple[str, ...]) -> Fraction | None:
 
 
 def _call(text: str, labels: tuple[str, ...]) -> str | None:
-    call = call_of(text)
-    return canonical_json({"name": call[0], "arguments": call[1]}) if call else None
+    calls = calls_of(text)
+    return canonical_json(calls[0] if len(calls) == 1 else calls) if calls else None
 
 
 def _whole(text: str, labels: tuple[str, ...]) -> str | None:

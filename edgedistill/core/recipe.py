@@ -11,6 +11,7 @@ from edgedistill.core.budget import Budget
 from edgedistill.core.config import did_you_mean, load_toml, validate_overridden
 from edgedistill.core.corpus import HUB, SPLITS, Data
 from edgedistill.core.errors import InputError
+from edgedistill.core.kinds import KINDS
 from edgedistill.core.measurement import Workload
 from edgedistill.core.metric import parse_quantity
 from edgedistill.core.model import Noun, Positive
@@ -27,11 +28,32 @@ Variant = Literal[
 ]  # fmt: skip
 
 
+class Judging(Noun):
+    """A teacher that scores each answer that is kept so far from 0 to 10; it stays from `threshold` on.
+
+    `rubric` ends the sentence "Judge the answer: …".
+    """
+
+    teacher: Teacher
+    threshold: Annotated[int, Field(ge=0, le=10)] = 7
+    rubric: str = "whether it is right, complete and to the point"
+
+    @model_validator(mode="after")
+    def _one_teacher_that_says_its_own(self) -> Judging:
+        if not self.teacher.is_api or self.teacher.further or self.teacher.top_logprobs:
+            raise ValueError('expected a teacher of engine "openai" or "anthropic", without further and top_logprobs')
+        return self
+
+
 class Synth(Noun):
     """How the teacher labels: batched, in shards, with the log-probs of the likeliest tokens at each answer token.
 
     At most `top_k` are kept, no more than hold `top_p` of the mass, and none below `least_probability`; or, with
     `kept = "drawn"`, `top_k` tokens are drawn from the whole distribution, which leaves forward-kl without bias.
+
+    The rest is for teachers behind an API. `reasoning` before an answer is dropped (`strip`), learnt as `<think>…` text
+    (`keep`), or the answer is rejected (`off`). With `shorten` the teacher is asked again for a shorter answer, which
+    stands for the first where both say the same. A `judge` scores answers.
     """
 
     label_gold: bool = True
@@ -41,6 +63,9 @@ class Synth(Noun):
     top_k: Annotated[int, Field(ge=1, le=255)] = 64
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.999
     least_probability: Annotated[float, Field(ge=0, lt=1)] = 2.5e-3
+    reasoning: Literal["strip", "keep", "off"] = "strip"
+    shorten: bool = False
+    judge: Judging | None = None
 
 
 class Cut(Noun):
@@ -226,6 +251,24 @@ class Recipe(Noun):
     def _an_arm_on_gold_has_gold(self) -> Recipe:
         if self.train.arms.gold and not self.data.gold:
             raise ValueError("expected data.gold with train.arms.gold = true, found none; give some, or drop that arm")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_asked_beside_needs_an_api(self) -> Recipe:
+        synth, usual = self.synth, Synth()
+        changed = [n for n in ("reasoning", "shorten", "judge") if getattr(synth, n) != getattr(usual, n)]
+        if changed and not self.teacher.is_api:
+            raise ValueError(
+                f'expected teacher.engine "openai" or "anthropic" with synth.{changed[0]}, found '
+                f'"{self.teacher.engine}"'
+            )
+        if synth.shorten and self.task.answer == "text" and (self.task.kind is None or KINDS[self.task.kind].graded):
+            raise ValueError(
+                "expected a task.kind with right answers, or JSON answers, with synth.shorten, found none: whether two "
+                "texts say the same cannot be told"
+            )
+        if self.teacher.mix == "judged" and synth.judge is None:
+            raise ValueError('expected [synth.judge] with teacher.mix = "judged", found none')
         return self
 
     @model_validator(mode="after")

@@ -4,14 +4,40 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from edgedistill.core.model import Noun
 
 
+class ToolCall(Noun):
+    """A function called; `id` is what its result names it by, empty where nobody said."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    id: str = ""
+
+
 class Message(Noun):
-    role: Literal["system", "user", "assistant"]
+    """What one said; what is empty of the last three is not written.
+
+    `tools` of a system message are the functions that may be called, `tool_calls` those that the assistant calls, and
+    `tool_call_id` the call whose result a message of the role `tool` is.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """What there is beside role and text, as JSON values."""
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in ("role", "content")}
+
+    @model_serializer(mode="wrap")
+    def _without_the_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value or name in ("role", "content")}
 
 
 class Prompt(Noun):
@@ -34,7 +60,8 @@ class TeacherRecord(Noun):
     """A teacher's accepted answer to a prompt.
 
     `prompt_ids` and `answer_ids` are the teacher tokenizer's ids (the answer's end with its end-of-generation id);
-    `logits_key` joins the row of the logits cache: the hash of ids, tokenizer, template and teacher revision.
+    `logits_key` joins the row of the logits cache: the hash of ids, tokenizer, template and teacher revision. `calls`
+    are the functions that the answer calls, where it was given as calls.
     """
 
     schema_version: Literal[1] = 1
@@ -46,6 +73,11 @@ class TeacherRecord(Noun):
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     logits_key: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_no_calls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value or name != "calls"}
 
 
 class Rejected(Noun):

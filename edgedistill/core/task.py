@@ -15,8 +15,9 @@ class Task(Noun):
     """What is asked and how an answer is judged. `chat_template` replaces the teacher's own when given.
 
     `kind` gives the words of the request, reads the answer and compares it; `labels` are the classes. `tools` are the
-    functions that may be called, as objects of `name`, `description` and `parameters` (a JSON Schema). `copied` names
-    fields of a JSON answer whose text or number must stand in the prompt, each with the texts that need not.
+    functions that may be called, as objects of `name`, `description` and `parameters` (a JSON Schema); `tool_calls`
+    says whether functions and calls are text, or what APIs and templates have for them. `copied` names fields of a JSON
+    answer whose text or number must stand in the prompt, each with the texts that need not.
 
     An answer must match all of `answer_pattern` (a regular expression), have `answer_words` (least, most) words, be in
     `language` (ISO 639-1), and be no refusal unless `refusals` says so.
@@ -25,6 +26,7 @@ class Task(Noun):
     kind: KindName | None = None
     labels: tuple[str, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
+    tool_calls: Literal["text", "native"] = "text"
     answer: Literal["json", "text"] = "text"
     answer_schema: dict[str, Any] | None = None
     answer_pattern: str | None = None
@@ -43,6 +45,8 @@ class Task(Noun):
         """What is said before each request: the recipe's own words, else the kind's."""
         if self.system is not None or self.kind is None:
             return self.system
+        if self.tool_calls == "native":  # the form of a call is said by the API and by the template
+            return "Call the function that the request needs."
         return system_text(self.kind, labels=self.all_labels()) or None
 
     @model_validator(mode="after")
@@ -54,6 +58,8 @@ class Task(Noun):
             raise ValueError('labels expect kind = "classification" or "nli"')
         if self.tools and self.kind != "function-call":
             raise ValueError('tools expect kind = "function-call"')
+        if self.tool_calls == "native" and self.kind != "function-call":
+            raise ValueError('tool_calls = "native" expects kind = "function-call"')
         if unnamed := [tool for tool in self.tools if not isinstance(tool.get("name"), str)]:
             raise ValueError(f"tools: expected a name of each, found {unnamed[0]}")
         if self.answer_words and not 0 <= self.answer_words[0] <= self.answer_words[1]:

@@ -79,7 +79,8 @@ class Teacher(Noun):
     `poll_s` seconds; the price is then that of batches.
 
     `further` teachers share the work by `mix`: `tag` gives them the prompts of their `kinds`, `share` that part of the
-    prompts, `vote` asks all of them and keeps what most say, `cascade` asks the next one where no answer is kept yet.
+    prompts, `vote` asks all of them and keeps what most say, `cascade` asks the next one where no answer is kept yet,
+    `judged` keeps the one that the judge scores highest.
     """
 
     model: str
@@ -104,7 +105,7 @@ class Teacher(Noun):
     price: Price | None = None
     limits: Limits = Limits()
     terms: Terms | None = None
-    mix: Literal["tag", "share", "vote", "cascade"] | None = None
+    mix: Literal["tag", "share", "vote", "cascade", "judged"] | None = None
     kinds: tuple[str, ...] = ()
     share: Annotated[float, Field(gt=0, lt=1)] | None = None
     further: tuple[Teacher, ...] = ()

@@ -103,6 +103,7 @@ def _questions(context: StageContext, family: Family, prompts: Sequence[Prompt],
     from edgedistill.evals.likelihood import WINDOW
     from edgedistill.evals.score import Item
     from edgedistill.runtimes import chat
+    from edgedistill.runtimes.tool_chat import spoken
 
     task = context.recipe.task
     tokenizer = chat.load_tokenizer(family.tokenizer)
@@ -114,7 +115,9 @@ def _questions(context: StageContext, family: Family, prompts: Sequence[Prompt],
             id=prompt.id,
             prompt_ids=tuple(chat.encode(tokenizer, chat.render(tokenizer, prompt.messages, template=template))),
             answer=prompt.answer or "",
-            answer_ids=tuple(chat.encode(tokenizer, prompt.answer or "")),
+            answer_ids=tuple(
+                chat.encode(tokenizer, spoken(tokenizer, prompt.messages, prompt.answer or "", template=template))
+            ),
             kind=prompt.kind,
             other_answers=prompt.other_answers,
             scored=prompt.id in scored,

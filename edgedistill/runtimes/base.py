@@ -100,6 +100,13 @@ def decode(session: Session, ids: Sequence[int], *, past: Sequence[int] = ()) ->
     return np.stack([session.feed([token]) for token in ids])
 
 
+def shared_length(prompts: list[list[int]]) -> int:
+    """How many first ids all prompts share, short of any prompt's last one; 0 for a single prompt."""
+    first, last = min(prompts), max(prompts)  # in lexicographic order: what these two share, all do
+    limit = min(map(len, prompts)) - 1 if len(prompts) > 1 else 0
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities of `[n, vocab]` logits in float64."""
     shifted = logits.astype(np.float64) - np.max(logits, axis=1, keepdims=True)

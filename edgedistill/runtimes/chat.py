@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgedistill.core.calls import as_text, has_calls
 from edgedistill.core.errors import EdgeDistillError, InputError, shortened
 from edgedistill.core.files import read_json_object, sha256_bytes, sha256_file
 from edgedistill.core.records import Message
@@ -70,13 +71,21 @@ def template_of(tokenizer: Any, override: str | None = None) -> str:
 def render(tokenizer: Any, messages: Sequence[Message], *, template: str, answering: bool = True) -> str:
     """The text up to where the assistant begins to answer, or to the end of the last message.
 
+    Functions and calls are written as the template does, as JSON text where it has nothing for them.
+
     Raises:
         InputError: the template refuses these messages or is no Jinja.
     """
     from jinja2 import TemplateError
 
-    rows = [{"role": m.role, "content": m.content} for m in messages]
+    from edgedistill.runtimes.tool_chat import render_native
+
     try:
+        if has_calls(messages):
+            native = render_native(tokenizer, messages, template=template, answering=answering)
+            if native is not None:
+                return native
+        rows = [{"role": m.role, "content": m.content} for m in as_text(messages)]
         return rendered(tokenizer, rows, template=template, add_generation_prompt=answering)
     except TemplateError as e:
         roles = ", ".join(m.role for m in messages)
@@ -86,13 +95,22 @@ def render(tokenizer: Any, messages: Sequence[Message], *, template: str, answer
 
 
 def rendered(
-    tokenizer: Any, rows: Sequence[Mapping[str, str]], *, template: str, add_generation_prompt: bool = True
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    template: str,
+    add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The text of messages as dictionaries; raises jinja2's TemplateError where the template refuses them."""
     from edgedistill.runtimes.template import render_template
 
     return render_template(
-        template, messages=rows, add_generation_prompt=add_generation_prompt, names=tokenizer.special_tokens_map
+        template,
+        messages=rows,
+        add_generation_prompt=add_generation_prompt,
+        names=tokenizer.special_tokens_map,
+        tools=tools,
     )
 
 

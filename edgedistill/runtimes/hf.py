@@ -12,7 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from edgedistill.core.errors import InputError
-from edgedistill.runtimes.base import Generation, check_batch, check_room, drawn_logprobs, finished, top_logprobs
+from edgedistill.runtimes.base import (
+    Generation,
+    check_batch,
+    check_room,
+    drawn_logprobs,
+    finished,
+    shared_length,
+    top_logprobs,
+)
 from edgedistill.runtimes.chat import refused_as
 from edgedistill.runtimes.memory import freed_memory_kept
 from edgedistill.runtimes.sources import check_folder
@@ -153,10 +161,3 @@ class HfSession:
                 cache.batch_select_indices(keep)
                 ids, positions, mask, rows, live = ids[keep], positions[keep], mask[keep], rows[keep], live[keep]
         return [finished(answer, top, eos_ids=eos_ids) for answer, top in zip(answers, tops, strict=True)]
-
-
-def shared_length(prompts: list[list[int]]) -> int:
-    """How many first ids all prompts share, short of any prompt's last one; 0 for a single prompt."""
-    first, last = min(prompts), max(prompts)  # in lexicographic order: what these two share, all do
-    limit = min(map(len, prompts)) - 1 if len(prompts) > 1 else 0
-    return next((i for i in range(limit) if first[i] != last[i]), limit)

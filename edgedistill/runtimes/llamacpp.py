@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 
 from edgedistill.core.errors import InputError, StageError
-from edgedistill.runtimes.base import Generation, check_batch, check_room, drawn_logprobs, finished, top_logprobs
+from edgedistill.runtimes.base import (
+    Generation,
+    check_batch,
+    check_room,
+    drawn_logprobs,
+    finished,
+    shared_length,
+    top_logprobs,
+)
 from edgedistill.runtimes.llama_lib import library, load, why
 
+LEAST_SHARED = 8  # tokens: below, what is saved is less than the batch of its own that it costs
 PARALLEL = 32  # sequences decoded together; more only add masked cells to every row of the unified cache
 LOGITS_CHUNK = 128  # rows of logits that the library holds at once
 
@@ -93,6 +102,10 @@ class LlamaContext:
             raise StageError(f"llama.cpp failed to decode {at} tokens (code {code}: {why()}); run with a smaller batch")
         pointer = self.lib.llama_get_logits(self.pointer)
         return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (rows, self.vocab))
+
+    def copy(self, source: int, sequence: int, length: int) -> None:
+        """Let `sequence` begin with the first `length` tokens of `source`, whose cells it shares."""
+        self.lib.llama_memory_seq_cp(self.memory, source, sequence, 0, length)
 
     def forget(self, sequence: int) -> None:
         self.lib.llama_memory_seq_rm(self.memory, sequence, -1, -1)
@@ -185,20 +198,27 @@ class LlamaSession:
         if not batch:
             return []
         cells = -(-(max(map(len, batch)) + max_new_tokens) // 32) * 32
-        context = self._parallel(cells=cells, sequences=min(PARALLEL, len(batch)))
+        shared = shared_length(batch)
+        shared = shared if shared >= LEAST_SHARED else 0
+        context = self._parallel(cells=cells, sequences=min(PARALLEL, len(batch)) + bool(shared))
         waiting = sorted(range(len(batch)), key=lambda i: len(batch[i]))  # equal lengths prefill together
         running: dict[int, _Slot] = {}
         free = list(range(context.sequences))
         done: dict[int, Generation] = {}
+        if shared:  # what all prompts begin with is computed once, in a sequence of its own
+            first = free.pop()
+            context.run([(first, 0, batch[0][:shared], False)])
         while waiting or running:
             parts = [(s, slot.position, slot.ids[-1:], False) for s, slot in running.items()]
             room = context.tokens - len(parts)
-            while waiting and free and len(batch[waiting[-1]]) <= room:
+            while waiting and free and len(batch[waiting[-1]]) - shared <= room:
                 index = waiting.pop()
                 sequence = free.pop()
-                parts.append((sequence, 0, batch[index], False))
-                running[sequence] = _Slot(index=index, position=0)
-                room -= len(batch[index])
+                if shared:
+                    context.copy(first, sequence, shared)
+                parts.append((sequence, shared, batch[index][shared:], False))
+                running[sequence] = _Slot(index=index, position=shared)
+                room -= len(batch[index]) - shared
             rows = context.run(parts)
             best = rows.argmax(axis=1)
             look = drawn_logprobs if drawn else top_logprobs
@@ -214,6 +234,8 @@ class LlamaSession:
                     context.forget(sequence)
                     free.append(sequence)
                     del running[sequence]
+        if shared:
+            context.forget(first)
         return [done[i] for i in range(len(batch))]
 
     def _parallel(self, *, cells: int, sequences: int) -> LlamaContext:

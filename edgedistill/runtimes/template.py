@@ -64,15 +64,22 @@ def _refuse(template: str) -> None:
 
 
 def render_template(
-    template: str, *, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, names: Mapping[str, Any]
+    template: str,
+    *,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool,
+    names: Mapping[str, Any],
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The text of a conversation; `names` are the tokenizer's special tokens, which templates use by name.
+
+    `tools` are the functions that may be called, in OpenAI's form.
 
     Raises:
         TemplateError: the template refuses the messages, is no Jinja, leaves the sandbox, or takes more time or memory
             than any honest one.
     """
-    variables = {"tools": None, "documents": None, **names}
+    variables = {"tools": [dict(tool) for tool in tools] or None, "documents": None, **names}
     try:
         with _deadline(SECONDS):
             pieces = _compiled(template).generate(

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from edgedistill.core.errors import StageError, shortened
 from edgedistill.core.files import atomic_path, canonical_json, remove, write_jsonl
-from edgedistill.core.records import Prompt, Rejected, TeacherRecord
+from edgedistill.core.kinds import calls_of
+from edgedistill.core.records import Prompt, Rejected, TeacherRecord, ToolCall
 from edgedistill.runtimes import chat
 from edgedistill.runtimes.logit_cache import CacheIdentity, LogitRow, row_key, write_cache
+from edgedistill.runtimes.plain_tokenizer import load_plain
+from edgedistill.runtimes.tool_chat import spoken
 from edgedistill.synth.api_logprobs import logit_row, token_bytes
 from edgedistill.synth.label import Counts
 from edgedistill.synth.service import stream_prompts
@@ -23,28 +26,35 @@ EXAMPLES = 3  # of rejects in an error
 
 @dataclass(frozen=True)
 class StudentTokens:
-    """How the student reads text, which is all that an API gives; `of_bytes` has ids by a token's bytes in hex."""
+    """How the student reads text, which is all that an API gives; `of_bytes` has ids by a token's bytes in hex.
+
+    `spoken` tells how the student says an answer to a prompt.
+    """
 
     prompt: Callable[[Prompt], list[int]]
     text: Callable[[str], list[int]]
     end_id: int
     end_ids: Collection[int]
     identity: CacheIdentity
+    spoken: Callable[[Prompt, str], str] = lambda prompt, answer: answer
     of_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 def student_tokens(folder: Path, *, chat_template: str | None, teacher: str, distributions: bool) -> StudentTokens:
     """How the tokenizer in `folder` reads prompts and answers; with `distributions` also the bytes of each token.
 
+    A tokenizer kept there by `save_plain` needs no transformers, which alone would take most of the memory.
+
     Raises:
         InputError: there is no tokenizer, template or end of generation.
     """
-    tokenizer = chat.load_tokenizer(folder)
+    tokenizer = load_plain(folder) or chat.load_tokenizer(folder)
     template = chat.template_of(tokenizer, chat_template)
     ends = chat.end_ids(folder)
     return StudentTokens(
         prompt=lambda prompt: chat.encode(tokenizer, chat.render(tokenizer, prompt.messages, template=template)),
         text=lambda text: chat.encode(tokenizer, text),
+        spoken=lambda prompt, answer: spoken(tokenizer, prompt.messages, answer, template=template),
         end_id=chat.turn_end(tokenizer, template=template, ends=ends),
         end_ids=ends,
         identity=CacheIdentity(chat.tokenizer_hash(folder), chat.template_hash(template), teacher),
@@ -102,7 +112,10 @@ def write_records(
 def _made(
     prompt: Prompt, outcome: Outcome, *, tokens: StudentTokens, top_k: int
 ) -> Rejected | tuple[TeacherRecord, LogitRow | None]:
-    said = tokens.text(outcome.text) if outcome.fault is None else []
+    answer = outcome.text
+    if outcome.fault is None:
+        answer = answer.removesuffix(outcome.said) + tokens.spoken(prompt, outcome.said)
+    said = tokens.text(answer) if outcome.fault is None else []
     fault = outcome.fault
     if ends := sorted(set(said) & set(tokens.end_ids)):
         fault = ("ends-inside", f"the text has the student's end token {ends[0]} in it")
@@ -117,9 +130,16 @@ def _made(
         prompt_id=prompt.id,
         teacher=outcome.service.name,
         messages=prompt.messages,
-        answer=outcome.text,
+        answer=answer,
+        calls=_calls(prompt, outcome.said),
         prompt_ids=tuple(asked),
         answer_ids=tuple(ids),
         logits_key=row_key(asked, ids, identity=tokens.identity) if row is not None else None,
     )
     return record, row
+
+
+def _calls(prompt: Prompt, answer: str) -> tuple[ToolCall, ...]:
+    """The calls of an answer, where the prompt tells of functions beside its text."""
+    told = any(m.tools for m in prompt.messages)
+    return tuple(ToolCall(**call) for call in (calls_of(answer) or ())) if told else ()

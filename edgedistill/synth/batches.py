@@ -17,8 +17,9 @@ from typing import Any
 from edgedistill.core.errors import shortened
 from edgedistill.core.files import canonical_json
 from edgedistill.core.records import Message
-from edgedistill.synth.clients import NOTHING, Failed, as_failed, messages_of, open_sdk, read_reply
+from edgedistill.synth.clients import NOTHING, Failed, as_failed, open_sdk, read_reply
 from edgedistill.synth.journal import Reply
+from edgedistill.synth.wire import messages_of
 
 Outcomes = dict[str, Reply | Failed]
 ID_PART, NAME_PART = 40, 16  # digits of a request's id and of a batch's name in a custom id, which has 64 at most

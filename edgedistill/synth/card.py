@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
+from edgedistill.core.calls import as_text
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, shortened
-from edgedistill.core.files import read_jsonl, write_text
+from edgedistill.core.files import iter_jsonl, read_jsonl, sha256_bytes, write_text
 from edgedistill.core.page import page_environment
 from edgedistill.core.records import LeftOut, Message, Prompt, Rejected, TeacherRecord
 from edgedistill.synth.checks import Checked
@@ -60,12 +64,16 @@ def write_answers_card(folder: Path, *, name: str, figures: Mapping[str, Any], p
         InputError: a record or a reject is damaged.
     """
     path = folder / "rejected.jsonl"
-    rejected = enumerate(read_jsonl(path) if path.is_file() else [], start=1)
+
+    def rejected() -> Iterator[Rejected]:
+        for number, row in enumerate(iter_jsonl(path) if path.is_file() else (), start=1):
+            yield validate(Rejected, row, source=f"{path} line {number}")
+
     card = answers_card(
         name=name,
         figures=figures,
         records=(record for _, shard in read_records(folder) for record in shard),
-        rejected=[validate(Rejected, row, source=f"{path} line {number}") for number, row in rejected],
+        rejected=rejected,
         prompts=prompts,
     )
     write_text(folder / CARD, card)
@@ -143,26 +151,24 @@ def answers_card(
     name: str,
     figures: Mapping[str, Any],
     records: Iterable[TeacherRecord],
-    rejected: Sequence[Rejected],
+    rejected: Callable[[], Iterable[Rejected]],
     prompts: Iterable[Prompt],
 ) -> str:
     """The card of the stage synth as HTML: `figures` are its headline numbers, `prompts` all that were asked.
 
-    Records and prompts are read once and not kept, so that a corpus need not fit in memory. Equal inputs give equal
-    bytes.
+    Records and prompts are read once, rejects twice, and none is kept: a corpus need not fit in memory. Equal inputs
+    give equal bytes.
     """
-    reasons = Counter(row.reason for row in rejected)
-    shown = [
-        row for reason in sorted(reasons) for row in evenly([r for r in rejected if r.reason == reason], SHOWN // 2)
-    ]
-    kinds, asked = _asked(prompts, rejected={row.prompt_id for row in rejected}, shown={row.prompt_id for row in shown})
+    reasons = Counter(row.reason for row in rejected())
+    shown, lost_words, lost = _rejects(rejected(), reasons)
+    kinds, asked = _asked(prompts, rejected=lost, shown={row.prompt_id for row in shown})
     wanted = set(evenly(range(int(figures["kept"])), SHOWN))
-    kept, words = [], []
+    kept, words = [], array("L")
     for number, record in enumerate(records):
         words.append(len(record.answer.split()))
         if number in wanted:
             kept.append(record)
-    lengths = {"kept": words, "rejected": [len(row.answer.split()) for row in rejected]}
+    lengths = {"kept": words, "rejected": lost_words}
     plain = [(key.replace("_", " "), value) for key, value in figures.items() if isinstance(value, str | int | float)]
     sections = [
         Section("Answers", "", [Table("", ("figure", "value"), plain)], source="manifest.json"),
@@ -178,7 +184,7 @@ def answers_card(
             for row in shown
         ], source="rejected.jsonl"),
     ]  # fmt: skip
-    total = len(words) + len(rejected)
+    total = len(words) + len(lost_words)
     return _page(f"{name}: the teacher's answers", f"{len(words):,} of {total:,} answers kept", sections)
 
 
@@ -203,14 +209,36 @@ def sample_records(folder: Path, count: int) -> list[dict[str, Any]]:
     return found
 
 
+def _rejects(rejected: Iterable[Rejected], reasons: Mapping[str, int]) -> tuple[list[Rejected], array[int], np.ndarray]:
+    """Rejects to show of each reason, words of every rejected answer, and the sorted short ids of their prompts."""
+    wanted = {reason: set(evenly(range(count), SHOWN // 2)) for reason, count in reasons.items()}
+    seen: Counter[str] = Counter()
+    shown, words, ids = [], array("L"), array("Q")
+    for row in rejected:
+        if seen[row.reason] in wanted[row.reason]:
+            shown.append(row)
+        seen[row.reason] += 1
+        words.append(len(row.answer.split()))
+        ids.append(_short(row.prompt_id))
+    return sorted(shown, key=lambda row: row.reason), words, np.sort(np.frombuffer(ids, np.uint64))
+
+
+def _short(identity: str) -> int:
+    """64 bits of an id: a text of 32 digits each would be most of the memory."""
+    return int(sha256_bytes(identity.encode())[:16], 16)
+
+
 def _asked(
-    prompts: Iterable[Prompt], *, rejected: set[str], shown: set[str]
+    prompts: Iterable[Prompt], *, rejected: np.ndarray, shown: set[str]
 ) -> tuple[list[tuple[str, int, int]], dict[str, Sequence[Message]]]:
     """How many answers of each kind of prompt were kept and rejected, and the messages of those to show."""
     kept, lost = Counter[str](), Counter[str]()
     messages: dict[str, Sequence[Message]] = {}
     for prompt in prompts:
-        (lost if prompt.id in rejected else kept)[prompt.kind or DASH] += 1
+        short = np.uint64(_short(prompt.id))
+        place = int(np.searchsorted(rejected, short))
+        is_lost = place < len(rejected) and rejected[place] == short
+        (lost if is_lost else kept)[prompt.kind or DASH] += 1
         if prompt.id in shown:
             messages[prompt.id] = prompt.messages
     kinds = [kind for kind, _ in (kept + lost).most_common(MOST_KINDS)]
@@ -248,7 +276,7 @@ def _shares(title: str, counts: Mapping[str, int] | Sequence[Sequence[Any]]) -> 
 
 
 def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    return [(message.role, _cut(message.content)) for message in messages]
+    return [(message.role, _cut(message.content)) for message in as_text(messages)]
 
 
 def _file(place: str) -> str:

@@ -20,10 +20,11 @@ from typing import Any
 from edgedistill.core.errors import MissingError, shortened
 from edgedistill.core.records import Message
 from edgedistill.synth.journal import Reply, Tokens
+from edgedistill.synth.wire import anthropic_calls, anthropic_reasoning, messages_of, openai_calls, openai_reasoning
 
 NOTHING: Tokens = (0, 0)
 NO_KEY = "none"  # what servers without keys get
-STOPS = {"stop", "end_turn", "stop_sequence", "eos"}
+STOPS = {"stop", "end_turn", "stop_sequence", "eos", "tool_calls", "tool_use", "function_call"}
 CUTS = {"length", "max_tokens"}
 REFUSED_OUTRIGHT = (503, 529)  # turned away before any work
 
@@ -145,15 +146,6 @@ async def open_client(
         yield ask
 
 
-def messages_of(engine: str, messages: Sequence[Message]) -> dict[str, Any]:
-    """Messages as the engine's API takes them: Anthropic's has the system's text beside them."""
-    if engine == "openai":
-        return {"messages": [{"role": m.role, "content": m.content} for m in messages]}
-    system = "\n\n".join(m.content for m in messages if m.role == "system")
-    turns = [{"role": m.role, "content": m.content} for m in messages if m.role != "system"]
-    return {"messages": turns, **({"system": system} if system else {})}
-
-
 def read_reply(engine: str, body: bytes, *, model: str, accepts: Sequence[str]) -> Reply:
     """A whole reply of `model`, or of one that the recipe accepts for it; raises `Failed` for any other."""
     reply = read_openai(body) if engine == "openai" else read_anthropic(body)
@@ -202,11 +194,14 @@ def read_openai(body: bytes) -> Reply:
     message = choice.get("message") if isinstance(choice.get("message"), dict) else {}
     if isinstance(message.get("refusal"), str) or choice.get("finish_reason") == "content_filter":
         raise Failed("refused", shortened(message.get("refusal") or "content filter"), end="never", tokens=tokens)
-    if not isinstance(message.get("content"), str):
+    text = openai_calls(message)
+    text, reasoning = message.get("content") if text is None else text, openai_reasoning(message)
+    text = "" if text is None and reasoning else text
+    if not isinstance(text, str):
         raise Failed("empty-choice", "no text in the first choice", tokens=tokens)
     finish = _finish(choice.get("finish_reason"), tokens)
     logprobs = (choice.get("logprobs") or {}).get("content") if isinstance(choice.get("logprobs"), dict) else None
-    return Reply(message["content"], finish, str(data.get("model", "")), tokens, _logprobs(logprobs))
+    return Reply(text, finish, str(data.get("model", "")), tokens, _logprobs(logprobs), reasoning)
 
 
 def read_anthropic(body: bytes) -> Reply:
@@ -218,10 +213,18 @@ def read_anthropic(body: bytes) -> Reply:
         raise Failed("refused", "stop_reason refusal", end="never", tokens=tokens)
     if not isinstance(blocks, list) or not blocks:
         raise Failed("empty-choice", "no content in the reply", tokens=tokens)
+    calls = anthropic_calls(blocks)
     texts = [b["text"] for b in blocks if isinstance(b, dict) and isinstance(b.get("text"), str)]
-    if not texts:
+    reasoning = anthropic_reasoning(blocks)
+    if not texts and calls is None and not reasoning:
         raise Failed("empty-choice", "no text in the content", tokens=tokens)
-    return Reply("".join(texts), _finish(data.get("stop_reason"), tokens), str(data.get("model", "")), tokens)
+    return Reply(
+        "".join(texts) if calls is None else calls,
+        _finish(data.get("stop_reason"), tokens),
+        str(data.get("model", "")),
+        tokens,
+        reasoning=reasoning,
+    )
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

@@ -12,14 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgedistill.core.calls import as_text, calls_text
 from edgedistill.core.config import did_you_mean
 from edgedistill.core.errors import InputError
-from edgedistill.core.files import canonical_json
 from edgedistill.core.kinds import KINDS, TURNS, request_text
-from edgedistill.core.records import Message
+from edgedistill.core.records import Message, ToolCall
 from edgedistill.synth.rows import Row, make_prompt
 
 ROLES = ("system", "user", "assistant")
+RETURNED = ("tool", "function")  # roles of what a call gave
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 NAMES = {
     "prompt": ("prompt", "answer", "kind"),
@@ -33,6 +34,7 @@ Parsed = tuple[list[Message], str | None]
 class Rules:
     """How the rows of a source are read: the recipe's form, kind, columns, group, system message and tools.
 
+    `native` keeps functions and calls as they are; else they become text.
     Rows may do without the column of the group where `needs_group` is false.
     """
 
@@ -43,6 +45,7 @@ class Rules:
     needs_group: bool = True
     system: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    native: bool = False
 
 
 def to_row(raw: Mapping[str, Any], place: str, *, source: str, rules: Rules) -> Row | None:
@@ -64,16 +67,19 @@ def to_row(raw: Mapping[str, Any], place: str, *, source: str, rules: Rules) -> 
     if messages and messages[-1].role == "assistant":
         if answer is not None:
             raise InputError(f"{place}: expected one answer, found `answer` and a last message by the assistant")
-        answer = messages.pop().content
-    if not messages or messages[-1].role != "user":
+        answer = as_text([messages.pop()])[0].content
+    if not messages or messages[-1].role not in ("user", "tool"):
         last = f"one by the {messages[-1].role}" if messages else "none"
         raise InputError(f"{place}: expected the request to end with a user's message, found {last}")
-    if not messages[-1].content.strip():
+    if messages[-1].role == "user" and not messages[-1].content.strip():
         return None
     if rules.system is not None and messages[0].role != "system":
         messages.insert(0, Message(role="system", content=rules.system))
     tools = _tools(named.get("tools") or named.get("functions"), place) or rules.tools
-    prompt = make_prompt(_with_tools(messages, tools), answer=answer, kind=_text(named, "kind", place) or "")
+    messages = _with_tools(messages, tools)
+    prompt = make_prompt(
+        messages if rules.native else as_text(messages), answer=answer, kind=_text(named, "kind", place) or ""
+    )
     further = {"tools": tools, "other_answers": _other_answers(named, rules.kind) if form == "fields" else ()}
     parts = _parts_of(named, rules.kind) if form == "fields" else ()
     return Row(prompt.model_copy(update=further), place, source, _group(raw, place, rules), parts)
@@ -141,16 +147,19 @@ def _message(item: Any, where: str) -> Message:
         found = f"the names {', '.join(sorted(map(str, item)))}" if isinstance(item, dict) else kind_of(item)
         raise InputError(f"{where}: expected an object of `role` and `content`, found {found}")
     role = "system" if item["role"] == "developer" else item["role"]
-    if role not in ROLES:
-        raise InputError(f"{where}: expected a role of {', '.join(ROLES)}, found {item['role']!r}")
+    if role not in (*ROLES, *RETURNED):
+        raise InputError(f"{where}: expected a role of {', '.join((*ROLES, *RETURNED))}, found {item['role']!r}")
     content = item.get("content")
-    if called := _called(item):
-        content = _call_text(called, where)
-    elif isinstance(content, list):
+    calls = _calls(called, where) if (called := _called(item)) else ()
+    if isinstance(content, list):
         content = _parts(content, where)
+    if calls and content is None:
+        content = ""
     if not isinstance(content, str):
         raise InputError(f"{where}: expected `content` to be text, found {kind_of(content)}")
-    return Message(role=role, content=content)
+    if role in RETURNED:
+        return Message(role="tool", content=content, tool_call_id=str(item.get("tool_call_id") or ""))
+    return Message(role=role, content=content, tool_calls=calls)
 
 
 def _called(item: Any) -> Any:
@@ -266,9 +275,16 @@ def _text(named: Mapping[str, Any], name: str, place: str) -> str | None:
 
 
 def _call_text(value: Any, where: str) -> str:
-    """One function call as `{"arguments": …, "name": …}`, whichever of the known spellings it has."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
+    """Function calls as `{"arguments": …, "name": …}` or a list of these, in whichever spelling they come."""
+    return calls_text(_calls(value, where))
+
+
+def _calls(value: Any, where: str) -> tuple[ToolCall, ...]:
+    return tuple(_call(one, where) for one in (value if isinstance(value, list) and value else [value]))
+
+
+def _call(value: Any, where: str) -> ToolCall:
+    identity = value.get("id") if isinstance(value, dict) else None
     value = value.get("function", value) if isinstance(value, dict) else value
     if isinstance(value, dict):
         name = value.get("name", value.get("method"))
@@ -279,8 +295,8 @@ def _call_text(value: Any, where: str) -> str:
             except ValueError:
                 arguments = None
         if isinstance(name, str) and isinstance(arguments, dict):
-            return canonical_json({"name": name, "arguments": arguments})
-    raise InputError(f"{where}: expected one function call of `name` and `arguments`, found {kind_of(value)}")
+            return ToolCall(name=name, arguments=arguments, id=identity if isinstance(identity, str) else "")
+    raise InputError(f"{where}: expected a function call of `name` and `arguments`, found {kind_of(value)}")
 
 
 def _tools(value: Any, place: str) -> tuple[dict[str, Any], ...]:
@@ -297,13 +313,12 @@ def _tools(value: Any, place: str) -> tuple[dict[str, Any], ...]:
 
 
 def _with_tools(messages: list[Message], tools: tuple[dict[str, Any], ...]) -> list[Message]:
-    """The chat with its functions told at the end of the system message."""
+    """The chat with its functions beside the system message."""
     if not tools:
         return messages
-    said = f"Functions: {canonical_json(list(tools))}"
-    if messages[0].role == "system":
-        return [Message(role="system", content=f"{messages[0].content}\n{said}".strip()), *messages[1:]]
-    return [Message(role="system", content=said), *messages]
+    said = messages[0].content if messages[0].role == "system" else ""
+    others = messages[1:] if messages[0].role == "system" else messages
+    return [Message(role="system", content=said, tools=tools), *others]
 
 
 def _group(raw: Mapping[str, Any], place: str, rules: Rules) -> str:

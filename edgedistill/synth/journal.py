@@ -5,6 +5,7 @@ or a batch's name:
 
 - `sent`: an attempt begins; `tokens` `[input, output]` are the most that it can use
 - `answer`: it came back whole; `text`, `finish`, `model`, `tokens` as billed (null: unknown), `ms`, perhaps `logprobs`
+  and `reasoning`
 - `failed`: it did not; `reason`, `detail`, `tokens` as billed (null: unknown), and `end`: `again` (another attempt
   follows, or may in a later run), `spent` (no attempt is left in this run) or `never` (asking again is of no use)
 
@@ -46,7 +47,7 @@ class Reply:
     """A whole answer. `tokens` as the server bills them, None where it does not say.
 
     `logprobs` has one row per answer token: pairs `[bytes of the token in hex, natural log-prob]`, the token said
-    first, then the likeliest ones.
+    first, then the likeliest ones. `reasoning` is what the server gives apart from the text.
     """
 
     text: str
@@ -54,6 +55,7 @@ class Reply:
     model: str
     tokens: Tokens | None = None
     logprobs: list[list[list[Any]]] | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Journal:
             return None
         row = json.loads(_line_at(self._fd, place))
         tokens = (row["tokens"][0], row["tokens"][1]) if row["tokens"] else None
-        return Reply(row["text"], row["finish"], row["model"], tokens, row.get("logprobs"))
+        return Reply(row["text"], row["finish"], row["model"], tokens, row.get("logprobs"), row.get("reasoning", ""))
 
     def answered(self, request: str) -> bool:
         return self._place(request) is not None
@@ -135,6 +137,8 @@ class Journal:
         row |= {"tokens": list(reply.tokens) if reply.tokens else None, "ms": ms}
         if reply.logprobs is not None:
             row["logprobs"] = reply.logprobs
+        if reply.reasoning:
+            row["reasoning"] = reply.reasoning
         self._lines.append(_line(row))
         self._queued += 1
         mine = self._queued

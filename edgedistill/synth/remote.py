@@ -7,7 +7,7 @@ import contextlib
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from edgedistill.synth.collect import Collected, Question, collect
 from edgedistill.synth.collect_batches import collect_batches
 from edgedistill.synth.journal import Failure, Journal, Reply
 from edgedistill.synth.label import Judge
+from edgedistill.synth.reasoning import parted
 from edgedistill.synth.service import Service, stream_prompts
 from edgedistill.synth.spend import Purse
 
@@ -40,11 +41,13 @@ def ask_all(
     judge: Judge,
     report: Reporter,
     wanted: Callable[[Prompt], bool] = lambda prompt: True,
+    turned: Callable[[Prompt], Iterable[Prompt]] = lambda prompt: (prompt,),
     batch_size: int = 0,
     poll_s: float = 60.0,
 ) -> None:
     """Ask every `wanted` prompt of `paths` that has no answer in `folder`'s journal; show the first `smoke` of them.
 
+    `turned` gives what is asked in a prompt's place.
     `client` has the further arguments of `open_client`. With a `batch_size` the batch API is asked.
 
     Raises:
@@ -52,16 +55,20 @@ def ask_all(
             is in the journal, and running again goes on from there.
         MissingError: the engine's SDK is not installed.
     """
+
+    def asked() -> Iterator[Prompt]:
+        return (one for prompt in filter(wanted, stream_prompts(paths)) for one in turned(prompt))
+
     journal = Journal(folder)
     try:
         total = before = 0
-        for prompt in filter(wanted, stream_prompts(paths)):
+        for prompt in asked():
             total += 1
             before += journal.past.answered > 0 and journal.answered(service.question(prompt).id)
         found = asyncio.run(
             _asked(
-                paths, journal=journal, service=service, client=client, concurrency=concurrency, attempts=attempts,
-                smoke=smoke, judge=judge, report=report, total=total, before=before, wanted=wanted,
+                asked, journal=journal, service=service, client=client, concurrency=concurrency, attempts=attempts,
+                smoke=smoke, judge=judge, report=report, total=total, before=before,
                 batch_size=batch_size, poll_s=poll_s,
             )
         )  # fmt: skip
@@ -76,7 +83,7 @@ def ask_all(
 
 
 async def _asked(
-    paths: Sequence[Path],
+    asked: Callable[[], Iterator[Prompt]],
     *,
     journal: Journal,
     service: Service,
@@ -88,14 +95,13 @@ async def _asked(
     report: Reporter,
     total: int,
     before: int,
-    wanted: Callable[[Prompt], bool],
     batch_size: int,
     poll_s: float,
 ) -> Collected:
     prompts: dict[str, Prompt] = {}  # those in flight
 
     def questions() -> Iterator[Question]:
-        for prompt in filter(wanted, stream_prompts(paths)):
+        for prompt in asked():
             question = service.question(prompt)
             if not journal.answered(question.id):
                 prompts[question.id] = prompt
@@ -112,7 +118,7 @@ async def _asked(
         if isinstance(outcome, Failure):
             fault: tuple[str, str] | None = (outcome.reason, outcome.detail)
         else:
-            fault = judge(outcome.text, outcome.finish, prompt)
+            fault = judge(parted(outcome)[1], outcome.finish, prompt)
         if fault:
             rejected[fault[0]] += 1
         kept[0] += not fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from edgedistill.core.files import digest_of
 from edgedistill.core.records import LeftOut, Message, Prompt
@@ -27,8 +28,13 @@ class Row:
 def make_prompt(messages: Iterable[Message], *, answer: str | None = None, kind: str = "") -> Prompt:
     """A prompt whose id is the hash of its messages: equal requests have equal ids."""
     messages = tuple(messages)
-    identity = digest_of([[m.role, m.content] for m in messages])[:32]
+    identity = digest_of([said_of(m) for m in messages])[:32]
     return Prompt(id=identity, messages=messages, answer=answer, kind=kind)
+
+
+def said_of(message: Message) -> list[Any]:
+    """A message as hashes know it: role and text, and its functions and calls where it has some."""
+    return [message.role, message.content, *([extras] if (extras := message.extras) else [])]
 
 
 def left_out(row: Row, *, split: str, reason: str, detail: str = "") -> LeftOut:

@@ -13,14 +13,18 @@ from edgedistill.core.files import digest_of, iter_jsonl
 from edgedistill.core.records import Prompt
 from edgedistill.synth.collect import Question
 from edgedistill.synth.journal import ANSWERS_FILE, Journal, Past, read_past
-from edgedistill.synth.spend import Purse, Rates, most_tokens
+from edgedistill.synth.rows import said_of
+from edgedistill.synth.spend import Purse, Rates, bytes_of, most_tokens
 
 GUESS = "4 bytes a token, answers of half their limit, 50 tokens a second"
 
 
 @dataclass(frozen=True)
 class Service:
-    """The teacher behind an API: who answers, with which settings, at what price and within which limits."""
+    """The teacher behind an API: who answers, with which settings, at what price and within which limits.
+
+    `reasoning` says what becomes of it in an answer: `strip`, `keep`, or `off`, which rejects such answers.
+    """
 
     engine: str
     model: str
@@ -31,6 +35,7 @@ class Service:
     currency: str = ""
     money: float | None = None
     tokens: int | None = None
+    reasoning: str = "strip"
 
     @property
     def name(self) -> str:
@@ -39,7 +44,7 @@ class Service:
     def question(self, prompt: Prompt) -> Question:
         """`prompt` with the hash of everything that the answer depends on."""
         teacher = {"engine": self.engine, "model": self.model, "revision": self.revision}
-        messages = [[m.role, m.content] for m in prompt.messages]
+        messages = [said_of(m) for m in prompt.messages]
         return Question(
             digest_of({"teacher": teacher, "messages": messages, "sampling": dict(self.sampling)}), prompt.messages
         )
@@ -82,8 +87,12 @@ def estimate(
     service: Service,
     concurrency: int,
     wanted: Callable[[Prompt], bool] = lambda prompt: True,
+    turned: Callable[[Prompt], Iterable[Prompt]] = lambda prompt: (prompt,),
+    answer_tokens: int = 0,
 ) -> dict[str, Any]:
     """What asking for the missing answers would take, sending nothing; `at_most` is what would be held back for it.
+
+    `turned` gives what is asked in a prompt's place, with an answer of at most `answer_tokens` in it that is not known.
 
     Where answers are there already, their tokens and times stand for the rest; else a token is taken for four bytes of
     English, an answer for half its limit, at 50 tokens a second.
@@ -94,12 +103,12 @@ def estimate(
     known = Journal(journal) if past.answered else None
     try:
         total = waiting = typical_in = most_in = 0
-        for prompt in filter(wanted, stream_prompts(paths)):
+        for prompt in (one for whole in filter(wanted, stream_prompts(paths)) for one in turned(whole)):
             total += 1
             if known is None or not known.answered(service.question(prompt).id):
                 most, _ = most_tokens(prompt.messages, max_output_tokens=0)
-                waiting, most_in = waiting + 1, most_in + most
-                typical_in += sum(len(m.content.encode()) for m in prompt.messages) // 4 + 8
+                waiting, most_in = waiting + 1, most_in + most + answer_tokens
+                typical_in += bytes_of(prompt.messages) // 4 + 8 + answer_tokens // 2
     finally:
         if known:
             known.close()
@@ -129,7 +138,7 @@ def estimate_local(paths: Sequence[Path], *, teacher: str, max_new_tokens: int) 
     """As `estimate`, for a teacher of one's own: every prompt is asked, nothing is paid, no time is foretold."""
     total = typical_in = most_in = 0
     for prompt in stream_prompts(paths):
-        size = sum(len(m.content.encode()) for m in prompt.messages)
+        size = bytes_of(prompt.messages)
         total, typical_in, most_in = total + 1, typical_in + size // 4 + 8, most_in + size
     return {
         "teacher": teacher,

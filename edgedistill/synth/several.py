@@ -15,6 +15,7 @@ from edgedistill.core.kinds import extract, strict_json
 from edgedistill.core.records import Prompt
 from edgedistill.synth.journal import Failure, Journal, Reply
 from edgedistill.synth.label import Judge
+from edgedistill.synth.reasoning import parted, with_reasoning
 from edgedistill.synth.service import Service
 
 Fault = tuple[str, str]
@@ -31,13 +32,22 @@ class Asked:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a prompt at one teacher; `fault` is the reason and detail of a reject, None where it is kept."""
+    """What became of a prompt at one teacher; `fault` is the reason and detail of a reject, None where it is kept.
+
+    `text` is what is learnt, `answer` what of it is no reasoning, where it has some; `score` is a judge's.
+    """
 
     service: Service
     request: str
     text: str
     fault: Fault | None
     logprobs: list[list[list[Any]]] | None = None
+    answer: str | None = None
+    score: int | None = None
+
+    @property
+    def said(self) -> str:
+        return self.text if self.answer is None else self.answer
 
 
 def route(prompt: Prompt, asked: Sequence[Asked], *, mix: str | None) -> tuple[int, ...]:
@@ -65,7 +75,12 @@ def outcome_of(prompt: Prompt, service: Service, journal: Journal, judge: Judge)
         return None
     if isinstance(reply, Failure):
         return Outcome(service, request, "", (reply.reason, reply.detail))
-    return Outcome(service, request, reply.text, judge(reply.text, reply.finish, prompt), reply.logprobs)
+    thought, answer = parted(reply)
+    fault = judge(answer, reply.finish, prompt)
+    if fault is None and thought and service.reasoning == "off":
+        fault = ("reasoned", 'expected no reasoning with synth.reasoning = "off"')
+    text = with_reasoning(thought, answer) if service.reasoning == "keep" else answer
+    return Outcome(service, request, text, fault, reply.logprobs, answer)
 
 
 def meaning_of(text: str, *, kind: str | None = None, labels: Sequence[str] = ()) -> object:
@@ -90,6 +105,8 @@ def chosen(
 ) -> Outcome:
     """The answer that counts: the first kept one, by vote the one that more than half of the teachers give.
 
+    With `judged` it is the kept one with the highest score, the first of equal ones.
+
     Answers are equal by `meaning`. Where none counts, the last reject does.
 
     Raises:
@@ -98,34 +115,16 @@ def chosen(
     if not outcomes:
         raise StageError(f"expected an answer to prompt {prompt.id}, found none in the journal; run synth again")
     kept = [outcome for outcome in outcomes if outcome.fault is None]
+    if kept and mix == "judged":
+        return max(kept, key=lambda outcome: outcome.score or 0)
     if not kept or mix != "vote":
         return kept[0] if kept else outcomes[-1]
-    votes = Counter(meaning(outcome.text) for outcome in kept)
+    votes = Counter(meaning(outcome.said) for outcome in kept)
     most, count = votes.most_common(1)[0]
     if 2 * count <= len(outcomes):
         said = f"{count} of {len(outcomes)} teachers agree"
         return Outcome(kept[0].service, kept[0].request, kept[0].text, ("no-majority", said))
-    return next(outcome for outcome in kept if meaning(outcome.text) == most)
-
-
-def settling(
-    asked: Sequence[Asked],
-    run: Path,
-    stack: ExitStack,
-    *,
-    mix: str | None,
-    judge: Judge,
-    meaning: Callable[[str], object] = meaning_of,
-) -> Callable[[Prompt], Outcome]:
-    """A function that tells what became of a prompt, from the journals in `run`, open as long as `stack`."""
-    journals = [stack.enter_context(closing(Journal(one.service.journal_in(run)))) for one in asked]
-
-    def settle(prompt: Prompt) -> Outcome:
-        all_of_them = route(prompt, asked, mix=mix)
-        found = (outcome_of(prompt, asked[i].service, journals[i], judge) for i in all_of_them)
-        return chosen(prompt, [outcome for outcome in found if outcome is not None], mix=mix, meaning=meaning)
-
-    return settle
+    return next(outcome for outcome in kept if meaning(outcome.said) == most)
 
 
 def waits_for(

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgedistill.core.files import canonical_json
 from edgedistill.core.records import Message
 from edgedistill.synth.journal import Tokens
 
 MESSAGE_TOKENS = 16  # role, separators and the end of a message, of any chat template known
 REQUEST_TOKENS = 64  # what a server's template puts before and after all of them
+
+TOOLS_TOKENS = 600  # what providers say of functions to the model, by Anthropic's own table at most 530
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,13 @@ class Rates:
 
 def most_tokens(messages: Sequence[Message], *, max_output_tokens: int) -> Tokens:
     """The most tokens a request can be billed for: every token has at least one byte of its text."""
-    text = sum(len(m.content.encode()) for m in messages)
-    return text + MESSAGE_TOKENS * len(messages) + REQUEST_TOKENS, max_output_tokens
+    least = REQUEST_TOKENS + (TOOLS_TOKENS if any(m.tools for m in messages) else 0)
+    return bytes_of(messages) + MESSAGE_TOKENS * len(messages) + least, max_output_tokens
+
+
+def bytes_of(messages: Sequence[Message]) -> int:
+    """UTF-8 bytes of what is said, functions and calls included."""
+    return sum(len(m.content.encode()) + (len(canonical_json(x).encode()) if (x := m.extras) else 0) for m in messages)
 
 
 class Purse:

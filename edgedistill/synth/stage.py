@@ -20,12 +20,12 @@ from edgedistill.core.runfolder import FOLDERS, StageContext, read_manifest
 from edgedistill.core.task import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from edgedistill.core.teacher import Teacher
+    from edgedistill.synth.followups import Referee
     from edgedistill.synth.label import Counts, Judge
     from edgedistill.synth.rows import Row
-    from edgedistill.synth.service import Service
     from edgedistill.synth.several import Asked
 
 
@@ -144,54 +144,35 @@ def run_synth(context: StageContext) -> None:
 def estimate(run: Path, recipe: Recipe) -> dict[str, Any]:
     """What phase 1 would ask, use and cost, as JSON values, from the prompts in `run`; nothing is sent.
 
-    Each of several teachers has its own under `further`; one of a cascade is told of all prompts that it may get. A
-    teacher of one's own costs nothing, and how fast it is shows only when it runs.
+    Each of several teachers, the shorter answers and the judge have their own under `further`; a teacher of a cascade
+    is told of all prompts that it may get. A teacher of one's own costs nothing, and how fast it is shows only when it
+    runs.
     """
-    from edgedistill.synth import service, several
+    from edgedistill.synth import asking, service
 
     paths, teacher = _prompt_files(recipe, run / FOLDERS["data"]), recipe.teacher
     if not teacher.is_api:
         return service.estimate_local(
             paths, teacher=f"{teacher.engine}:{teacher.model}", max_new_tokens=recipe.task.max_new_tokens
         )
-    asked = _asked(recipe)
-    found = [
-        service.estimate(
-            paths,
-            journal=asked[number].service.journal_in(run),
-            service=asked[number].service,
-            concurrency=one.concurrency,
-            wanted=lambda prompt, number=number: number in several.route(prompt, asked, mix=teacher.mix),
-        )
-        for number, one in enumerate(teacher.all)
-    ]
+    found = asking.estimates(teacher.all, _asked(recipe), paths, run=run, **_rules(recipe), referee=_referee(recipe))
     return found[0] | {"further": found[1:]}
 
 
 def _label_remotely(context: StageContext) -> None:
     """Ask the APIs for what is missing, then write records in the student's tokens from what they said."""
-    from edgedistill.synth import api_records, several
-    from edgedistill.synth.clients import read_key
+    from edgedistill.synth import api_records, asking, followups
     from edgedistill.synth.service import figures_of, stream_prompts
 
-    recipe, teacher, task = context.recipe, context.recipe.teacher, context.recipe.task
-    judge, paths, asked = _judge(recipe.task), _prompt_files(recipe, context.folder_of("data")), _asked(recipe)
-    for one in teacher.all:
-        read_key(one.key_name)  # the last teacher's missing key is said before the first one is paid
-    for number, one in enumerate(teacher.all):
-        _ask(context, one, number, asked, judge=judge)
+    recipe, teacher = context.recipe, context.recipe.teacher
+    paths, asked, referee = _prompt_files(recipe, context.folder_of("data")), _asked(recipe), _referee(recipe)
+    rules = _rules(recipe)
+    asking.ask_everyone(teacher.all, asked, paths, run=context.run, **rules, referee=referee, report=context.report)
     with contextlib.ExitStack() as stack:
         counts = api_records.write_records(
             paths,
             folder=context.folder,
-            settle=several.settling(
-                asked,
-                context.run,
-                stack,
-                mix=teacher.mix,
-                judge=judge,
-                meaning=lambda text: several.meaning_of(text, kind=task.kind, labels=task.all_labels()),
-            ),
+            settle=followups.settling(asked, context.run, stack, **rules, referee=referee[1] if referee else None),
             tokens=api_records.student_tokens(
                 context.folder_of("teacher"),
                 chat_template=recipe.task.chat_template,
@@ -201,78 +182,49 @@ def _label_remotely(context: StageContext) -> None:
             top_k=teacher.top_logprobs,
             shard_size=recipe.synth.shard_size,
         )
+    paid = [
+        *zip((a.service for a in asked), teacher.all, strict=True),
+        *([(referee[1].service, referee[0])] if referee else []),
+    ]
     figures = [
-        figures_of(a.service.journal_in(context.run), service=a.service)
+        figures_of(service.journal_in(context.run), service=service)
         | {"terms": one.terms.model_dump(mode="json") if one.terms else None}
-        for a, one in zip(asked, teacher.all, strict=True)
+        for service, one in paid
     ]
     context.figures.update(figures[0] | ({"further": figures[1:]} if figures[1:] else {}))
     _tell(context, counts, teacher=asked[0].service.name, prompts=stream_prompts(paths))
 
 
-def _ask(context: StageContext, teacher: Teacher, number: int, asked: Sequence[Asked], *, judge: Judge) -> None:
-    from edgedistill.synth import remote, several
-    from edgedistill.synth.clients import read_key
+def _rules(recipe: Recipe) -> dict[str, Any]:
+    """How answers are judged, compared and chosen."""
+    from edgedistill.synth.several import meaning_of
 
-    service = asked[number].service
-    if teacher.terms is None or teacher.terms.training_allowed is not True:
-        said = "unknown" if teacher.terms is None else str(teacher.terms.training_allowed).lower()
-        context.report.note(f"terms: whether {service.name} allows training on its answers: {said}")
-    with contextlib.ExitStack() as stack:
-        remote.ask_all(
-            _prompt_files(context.recipe, context.folder_of("data")),
-            folder=service.journal_in(context.run),
-            service=service,
-            client={
-                "key": read_key(teacher.key_name),
-                "base_url": teacher.base_url,
-                "accepts": teacher.accepts,
-                "timeout_s": teacher.timeout_s,
-            },
-            concurrency=teacher.concurrency,
-            attempts=teacher.attempts,
-            smoke=teacher.smoke,
-            judge=judge,
-            report=context.report,
-            batch_size=teacher.batch_size if teacher.mode == "batch" else 0,
-            poll_s=teacher.poll_s,
-            wanted=several.waits_for(asked, number, context.run, stack, mix=context.recipe.teacher.mix, judge=judge),
-        )
+    task = recipe.task
+    return {
+        "mix": recipe.teacher.mix,
+        "judge": _judge(task),
+        "meaning": lambda text: meaning_of(text, kind=task.kind, labels=task.all_labels()),
+        "shorten": recipe.synth.shorten,
+    }
 
 
 def _asked(recipe: Recipe) -> list[Asked]:
+    from edgedistill.synth.asking import service_of
     from edgedistill.synth.several import Asked
 
-    limit = recipe.task.max_new_tokens
-    return [Asked(_service(one, limit=limit), one.kinds, one.share) for one in recipe.teacher.all]
+    rules = {"limit": recipe.task.max_new_tokens, "reasoning": recipe.synth.reasoning}
+    return [Asked(service_of(one, **rules), one.kinds, one.share) for one in recipe.teacher.all]
 
 
-def _service(teacher: Teacher, *, limit: int) -> Service:
-    from edgedistill.synth.clients import sampling_of
-    from edgedistill.synth.service import Service
-    from edgedistill.synth.spend import Rates
+def _referee(recipe: Recipe) -> tuple[Teacher, Referee] | None:
+    from edgedistill.synth.asking import service_of
+    from edgedistill.synth.followups import Referee
 
-    most = teacher.max_output_tokens or limit
-    price = teacher.price
-    return Service(
-        engine=teacher.engine,
-        model=teacher.model,
-        revision=teacher.revision,
-        sampling=sampling_of(
-            teacher.engine,
-            max_output_tokens=most,
-            temperature=teacher.temperature,
-            top_logprobs=teacher.top_logprobs,
-            max_tokens_name=teacher.max_tokens_name,
-            official=teacher.base_url is None,
-            extra_body=teacher.extra_body,
-        ),
-        max_output_tokens=most,
-        rates=Rates(price.input_per_mtok, price.output_per_mtok) if price else None,
-        currency=price.currency if price else "",
-        money=teacher.limits.money,
-        tokens=teacher.limits.tokens,
-    )
+    judge = recipe.synth.judge
+    if judge is None:
+        return None
+    service = service_of(judge.teacher, limit=recipe.task.max_new_tokens, reasoning="strip")
+    return judge.teacher, Referee(service, judge.rubric, judge.threshold)
 
 
 def _tell(context: StageContext, counts: Counts, *, teacher: str, prompts: Iterable[Prompt]) -> None:
@@ -319,7 +271,7 @@ def _from_files(recipe: Recipe) -> tuple[dict[str, list[Row]], list[LeftOut]]:
     data, task = recipe.data, recipe.task
     judge = _judge(task)
     rules = Rules(form=data.form, kind=task.kind, columns=data.columns, group=data.group, system=task.all_system(),
-                  tools=task.tools)  # fmt: skip
+                  tools=task.tools, native=task.tool_calls == "native")  # fmt: skip
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     empty: list[LeftOut] = []
     for split in SPLITS:
@@ -360,6 +312,7 @@ def _judge(task: Task) -> Judge:
         language=task.language,
         refusals=task.refusals == "keep",
         others=prompt.other_answers,
+        native=task.tool_calls == "native",
     )
 
 

@@ -12,7 +12,7 @@ import referencing
 
 from edgedistill.core.errors import InputError, shortened
 from edgedistill.core.files import canonical_json
-from edgedistill.core.kinds import KINDS, call_of, extract, strict_json
+from edgedistill.core.kinds import KINDS, calls_of, extract, strict_json
 from edgedistill.synth.answer_text import foreign_language, is_refusal, length_fault
 
 Verdict = tuple[str, str] | None  # (reason, detail) of a reject
@@ -63,6 +63,7 @@ def check_answer(
     language: str | None = None,
     refusals: bool = True,
     others: Sequence[str] = (),
+    native: bool = False,
 ) -> Verdict:
     """None if the answer is kept, else the reason and detail of its reject.
 
@@ -70,7 +71,7 @@ def check_answer(
     (unless `refusals`, or the right answer is one too); for JSON `not-json`, `schema` (also of the function called) and
     `not-said` (a text or number in a field of `copied` is neither among the field's allowed texts nor in the words of
     `prompt`); `no-answer` (none of the task's kind can be read from it) and, where the right one is known, `wrong`
-    (`others` are right as well).
+    (`others` are right as well). A `native` call may stand in a chat template's tags.
     """
     if finish == "length":
         return "truncated", "no end-of-generation token within the limit"
@@ -82,7 +83,14 @@ def check_answer(
         return "length", fault
     if as_json:
         return _json_fault(
-            answer, schema=schema, expected=expected, prompt=prompt, copied=copied or {}, kind=kind, tools=tools
+            answer,
+            schema=schema,
+            expected=expected,
+            prompt=prompt,
+            copied=copied or {},
+            kind=kind,
+            tools=tools,
+            native=native,
         )
     if not refusals and is_refusal(answer) and not is_refusal(expected or ""):
         return "refusal", ""
@@ -111,23 +119,33 @@ def _json_fault(
     copied: Mapping[str, Sequence[str]],
     kind: str | None,
     tools: Sequence[Mapping[str, Any]],
+    native: bool,
 ) -> Verdict:
     try:
-        value = strict_json(answer)
+        value = None if native and calls_of(answer) else strict_json(answer)
     except ValueError as e:
         return "not-json", str(e)
-    if schema and (fault := schema(value)):
+    if schema and value is not None and (fault := schema(value)):
         return "schema", fault
     if kind == "function-call":
-        if call_of(answer) is None:
+        calls = calls_of(answer)
+        if not calls:
             return "no-answer", 'expected an object of "name" and "arguments" alone'
-        if tools and (fault := _call_fault(value, tools)):
-            return "schema", fault
+        for call in calls if tools else ():
+            if fault := _call_fault(call, tools):
+                return "schema", fault
+        value = calls[0] if len(calls) == 1 else calls
+        expected = expected and _plain_calls(expected)
     if fault := _not_said(value, prompt=prompt, copied=copied):
         return "not-said", fault
     if expected is not None and canonical_json(value) != canonical_json(strict_json(expected)):
         return "wrong", f"expected {expected}"
     return None
+
+
+def _plain_calls(text: str) -> str:
+    calls = calls_of(text) or strict_json(text)
+    return canonical_json(calls[0] if isinstance(calls, list) and len(calls) == 1 else calls)
 
 
 def _call_fault(call: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> str | None:

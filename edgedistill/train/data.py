@@ -20,6 +20,7 @@ from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.records import Prompt, TeacherRecord
 from edgedistill.runtimes.chat import encode, render
 from edgedistill.runtimes.logit_cache import LogitCache
+from edgedistill.runtimes.tool_chat import spoken
 
 BUCKET_BATCHES = 16  # sequences are sorted by length within windows of this many batches
 WORTH_PACKING = 0.9  # packed rows come with a mask of their own: they must save this share of the padded tokens
@@ -71,15 +72,16 @@ def gold_records(prompts: Sequence[Prompt], *, tokenizer, template: str, end_id:
     for prompt in prompts:
         if prompt.answer is None:
             raise InputError(f"expected an answer with every gold prompt, found none with prompt {prompt.id}")
+        said = spoken(tokenizer, prompt.messages, prompt.answer, template=template)
         records.append(
             TeacherRecord(
                 id=prompt.id,
                 prompt_id=prompt.id,
                 teacher="gold",
                 messages=prompt.messages,
-                answer=prompt.answer,
+                answer=said,
                 prompt_ids=tuple(encode(tokenizer, render(tokenizer, prompt.messages, template=template))),
-                answer_ids=(*encode(tokenizer, prompt.answer), end_id),
+                answer_ids=(*encode(tokenizer, said), end_id),
             )
         )
     return records

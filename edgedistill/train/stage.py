@@ -164,6 +164,7 @@ def _train_arm(context: StageContext, arm: Arm, lesson: Lesson, *, further: dict
 def _take_tokenizer(context: StageContext) -> None:
     """For a teacher behind an API: the student's tokenizer, template and settings, which its text is read with."""
     from edgedistill.runtimes import chat
+    from edgedistill.runtimes.plain_tokenizer import save_plain
     from edgedistill.runtimes.sources import resolve_model
     from edgedistill.train import folders
 
@@ -172,6 +173,7 @@ def _take_tokenizer(context: StageContext) -> None:
     template = chat.template_of(chat.load_tokenizer(source.folder), recipe.task.chat_template)
     folders.copy_tokenizer(source.folder, context.folder, template=template)
     folders.copy_settings(source.folder, context.folder)
+    save_plain(chat.load_tokenizer(context.folder), context.folder)
     write_json(context.folder / API_TEACHER, recipe.teacher.identity())
     context.figures["source"] = {"ref": f"{recipe.teacher.engine}:{recipe.teacher.model}", "tokenizer": source.ref}
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from edgedistill.core.errors import InputError
 from edgedistill.runtimes import hf, llamacpp, onnx
-from edgedistill.runtimes.base import Session, decode, open_session, top_logprobs
+from edgedistill.runtimes.base import Session, decode, open_session, shared_length, top_logprobs
 from edgedistill.runtimes.gguf_model import check_gguf
 
 CONTEXT = 96
@@ -169,12 +170,32 @@ def test_a_shared_beginning_changes_no_answer(sessions, reference):
     assert [a.ids for a in twins] == [greedy(reference, start, steps=3, ends=frozenset())] * 3
 
 
+def test_a_shared_beginning_is_decoded_once_by_llama_cpp(tiny_gguf: Path, monkeypatch):
+    """With fewer sequences than prompts, so that ended ones begin again from what is shared."""
+    monkeypatch.setattr(llamacpp, "PARALLEL", 3)
+    start = [1, *range(70, 90)]
+    prompts = [start + prompt for prompt in prompts_of(8, seed=8, longest=9)] + [start]
+    ask = {"max_new_tokens": 8, "eos_ids": frozenset(range(60)), "top_k_logprobs": 3}
+    fed = []
+    run = llamacpp.LlamaContext.run
+    monkeypatch.setattr(llamacpp.LlamaContext, "run", lambda self, parts: fed.append(parts) or run(self, parts))
+    with closing(open_session("llamacpp", tiny_gguf, threads=1, context=CONTEXT)) as session:
+        once = session.generate(prompts, **ask)
+        assert sum(len(ids) for parts in fed for _, position, ids, _ in parts if position == 0) == len(start) - 1
+        assert [a.ids for a in session.generate(prompts, **ask)] == [a.ids for a in once]  # nothing is left over
+        monkeypatch.setattr(llamacpp, "LEAST_SHARED", 10**9)
+        each = session.generate(prompts, **ask)
+    assert sum(a.ids == b.ids for a, b in zip(once, each, strict=True)) >= len(prompts) - 1
+    for a, b in zip(once, each, strict=True):
+        np.testing.assert_allclose(a.top_logprobs[0], b.top_logprobs[0], atol=2 * TOLERANCE["llamacpp"])
+
+
 def test_shared_length():
-    assert hf.shared_length([[1, 2, 3]]) == 0
-    assert hf.shared_length([[1, 2, 3], [1, 2, 3]]) == 2
-    assert hf.shared_length([[1, 2, 3, 4], [1, 2, 9], [1, 2, 3, 5]]) == 2
-    assert hf.shared_length([[1], [1, 2]]) == 0
-    assert hf.shared_length([[4, 2], [1, 2]]) == 0
+    assert shared_length([[1, 2, 3]]) == 0
+    assert shared_length([[1, 2, 3], [1, 2, 3]]) == 2
+    assert shared_length([[1, 2, 3, 4], [1, 2, 9], [1, 2, 3, 5]]) == 2
+    assert shared_length([[1], [1, 2]]) == 0
+    assert shared_length([[4, 2], [1, 2]]) == 0
 
 
 def test_bfloat16_is_near(tiny_llama: Path, reference):

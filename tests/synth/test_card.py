@@ -97,7 +97,9 @@ def test_the_answers_card_counts_kept_and_rejected_by_reason_and_kind() -> None:
     rejected = [Rejected(prompt_id=p.id, answer="no", reason=("schema", "wrong")[i % 2], detail="why & how")
                 for i, p in enumerate(prompts[30:])]  # fmt: skip
     figures = {"asked": 40, "kept": 30, "rejected": {"schema": 5, "wrong": 5}, "cost": 1.25}
-    html = answers_card(name="my run", figures=figures, records=iter(records), rejected=rejected, prompts=iter(prompts))
+    html = answers_card(
+        name="my run", figures=figures, records=iter(records), rejected=lambda: rejected, prompts=iter(prompts)
+    )
     page = Structure(html)
     assert page.addresses == [] and "<script" not in html
     assert {("schema", "5"), ("wrong", "5"), ("asked", "40"), ("cost", "1.25")} <= {tuple(row) for row in page.rows}

@@ -61,10 +61,12 @@ def test_tool_calls_of_a_chat_are_json_answers_and_tools_are_told(answer: dict[s
     assert read({"messages": chat}, kind="function-call", tools=(TOOL,)).tools == (TOOL,)
 
 
-def test_two_calls_in_one_answer_are_refused() -> None:
-    calls = [{"function": {"name": "f", "arguments": "{}"}}] * 2
+def test_several_calls_are_a_list_and_what_is_no_call_is_refused() -> None:
+    calls: list[Any] = [{"function": {"name": "f", "arguments": "{}"}}] * 2
     chat = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": calls}]
-    with pytest.raises(InputError, match="here, message 2: expected one function call of `name` and `arguments`"):
+    assert read({"messages": chat}).answer == '[{"arguments":{},"name":"f"},{"arguments":{},"name":"f"}]'
+    calls[1] = {"function": {"name": "f", "arguments": "{"}}
+    with pytest.raises(InputError, match="here, message 2: expected a function call of `name` and `arguments`"):
         read({"messages": chat})
 
 

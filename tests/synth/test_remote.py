@@ -23,11 +23,12 @@ from edgedistill.runtimes.logit_cache import CacheIdentity, open_cache
 from edgedistill.synth import pace, remote
 from edgedistill.synth.api_logprobs import logit_row
 from edgedistill.synth.api_records import StudentTokens, write_records
+from edgedistill.synth.followups import settling
 from edgedistill.synth.journal import Journal, read_past
 from edgedistill.synth.label import read_records
 from edgedistill.synth.rows import make_prompt
 from edgedistill.synth.service import Service, estimate, figures_of, stream_prompts
-from edgedistill.synth.several import Asked, Outcome, chosen, meaning_of, outcome_of, route, settling, waits_for
+from edgedistill.synth.several import Asked, Outcome, chosen, meaning_of, outcome_of, route, waits_for
 from edgedistill.synth.spend import Rates
 
 pytest.importorskip("openai", reason="the extra `api` is not installed")
@@ -162,7 +163,10 @@ def test_killed_at_random_moments_nothing_is_lost_or_asked_twice(tmp_path: Path,
         return "status=500" if zlib.crc32(f"{text} {attempt}".encode()) % 9 == 0 else ""
 
     with serve(delay_s=0.01, plan=plan) as server:
-        while killed(lambda: ask(server, [prompts], tmp_path / "j", concurrency=6), after_s=rng.uniform(0.02, 0.25)):
+        while killed(
+            lambda: ask(server, [prompts], tmp_path / "j", concurrency=6),
+            after_s=rng.uniform(0.02, 0.25) * (1 + kills / 20),
+        ):
             kills += 1
             assert kills < 200
     past, whole = read_past(tmp_path / "j" / "answers.jsonl")
