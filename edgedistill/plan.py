@@ -101,8 +101,7 @@ def _train(recipe: Recipe) -> dict[str, Any]:
     student = recipe.student.model_dump(mode="json")
     if recipe.student.model is not None:
         student["model"] = _model(recipe.student.model)
-    # How often a checkpoint is written and who follows the metrics changes no result; further seeds are added to those
-    # that are there.
+    # How often a checkpoint is written and who follows changes no result; further seeds join those that are there.
     left_out = {"checkpoint_every_s": True, "trackers": True, "arms": {"seeds"}}
     train = recipe.train.model_dump(mode="json", exclude=left_out)
     for further in train["further_teachers"]:
