@@ -9,7 +9,8 @@ The run is the product's own: benchmarks/retention.toml through the stages data,
 in DIR/TASK. SmolLM2-135M-Instruct is adapted by LoRA on the train split and labels the same utterances; a student cut
 from it learns its text and distributions (distillation), its text alone (the control), or gold alone, for as many steps
 each. All arms answer the official test split. `--judge valid` asks validation rows instead, which settings may be
-chosen on; that, and a run of fewer rows or items, is printed and not kept.
+chosen on; that, and a run of fewer rows or items or of other recipe values, is printed and not kept. Before anything is
+learnt the product drops rows of gold that share text with what is asked, and test items that stand there twice.
 
 A part that is done is not done again, and one that was stopped goes on; more seeds are added to those there. `--parts`
 stops after the last part named. The time of each part is that of all goes at it.
@@ -79,10 +80,11 @@ def main(arguments: Sequence[str]) -> int:
         if until == PARTS[-1]:
             measured[name] = row(run, seconds=seconds_of(run.folder))
     whole = options.judge == "test" and not options.rows and not options.items and not options.set
-    if measured and whole:
+    keep = whole and bool(measured)
+    if keep:
         RESULT.parent.mkdir(exist_ok=True)
         write_json(RESULT, {"schema_version": 1, "tasks": kept | measured})
-    print(json.dumps({"schema_version": 1, "kept": whole, "tasks": (kept if whole else {}) | measured}))
+    print(json.dumps({"schema_version": 1, "kept": keep, "tasks": (kept if keep else {}) | measured}))
     return 0
 
 

@@ -151,5 +151,7 @@ def test_only_whole_runs_are_kept_and_other_tasks_stay(
     assert set(json.loads(retention.RESULT.read_text())["tasks"]) == {"snips"}
     assert retention.main(["--task", "clinc150"]) == 0
     assert set(json.loads(retention.RESULT.read_text())["tasks"]) == {"snips", "clinc150"}
+    capsys.readouterr()
     retention.main(["--parts", "teacher,data"])
+    assert json.loads(capsys.readouterr().out) == {"schema_version": 1, "kept": False, "tasks": {}}
     assert asked[-2:] == [("snips", "teacher"), ("clinc150", "teacher")]
