@@ -20,7 +20,7 @@ from edgedistill.synth.several import Asked
 from edgedistill.synth.spend import Rates
 
 
-def service_of(teacher: Teacher, *, limit: int, reasoning: str) -> Service:
+def service_of(teacher: Teacher, *, limit: int, reasoning: str, role: str = "") -> Service:
     """The teacher as requests see it; `limit` is the most tokens of an answer where it names none."""
     most, price = teacher.max_output_tokens or limit, teacher.price
     return Service(
@@ -42,6 +42,7 @@ def service_of(teacher: Teacher, *, limit: int, reasoning: str) -> Service:
         money=teacher.limits.money,
         tokens=teacher.limits.tokens,
         reasoning=reasoning,
+        role=role,
     )
 
 

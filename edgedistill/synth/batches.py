@@ -63,7 +63,11 @@ async def open_batches(
 
         def read(reply: Any) -> Reply | Failed:
             try:
-                return read_reply(engine, canonical_json(reply).encode(), model=model, accepts=accepts)
+                body = canonical_json(reply).encode("utf-8", "replace")
+            except ValueError as e:
+                return Failed("half-json", shortened(str(e)))
+            try:
+                return read_reply(engine, body, model=model, accepts=accepts)
             except Failed as failed:
                 return failed
 

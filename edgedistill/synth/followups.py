@@ -26,6 +26,9 @@ SHORTER = (
 )
 RUBRIC = "whether it is right, complete and to the point"
 HIGHEST = 10
+_LINE = re.compile(
+    r"^\W*score\b[^\w(]*(?:\([^)\n]*\)\W*)?(?:boxed\W*)?(10|\d)(?:\.\d+)?\b", flags=re.IGNORECASE | re.MULTILINE
+)
 _SCORE = re.compile(r"score\W{0,4}(10|\d)(?:\.\d+)?\b", flags=re.IGNORECASE)
 _ALONE = re.compile(r"(10|\d)(?:\.\d+)?(?:\s*/\s*10)?[.!]?")
 
@@ -59,10 +62,10 @@ def score_prompt(prompt: Prompt, answer: str, *, rubric: str) -> Prompt:
 
 
 def score_of(text: str) -> int | None:
-    """The last score that a judge names, or the number that is all it says."""
+    """The score in the last line that begins with the word, else the last one named, or the number that is all."""
     if alone := _ALONE.fullmatch(text.strip()):
         return int(alone[1])
-    found = _SCORE.findall(text)
+    found = _LINE.findall(text) or _SCORE.findall(text)
     return int(found[-1]) if found else None
 
 

@@ -67,7 +67,8 @@ def to_row(raw: Mapping[str, Any], place: str, *, source: str, rules: Rules) -> 
     if messages and messages[-1].role == "assistant":
         if answer is not None:
             raise InputError(f"{place}: expected one answer, found `answer` and a last message by the assistant")
-        answer = as_text([messages.pop()])[0].content
+        last = messages.pop()
+        answer = calls_text(last.tool_calls) if last.tool_calls else last.content  # what is said beside a call is none
     if not messages or messages[-1].role not in ("user", "tool"):
         last = f"one by the {messages[-1].role}" if messages else "none"
         raise InputError(f"{place}: expected the request to end with a user's message, found {last}")

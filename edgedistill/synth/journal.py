@@ -296,4 +296,4 @@ def _line_at(fd: int, begin: int) -> bytes:
 
 
 def _line(row: dict[str, Any]) -> bytes:
-    return (canonical_json(row) + "\n").encode()
+    return (canonical_json(row) + "\n").encode("utf-8", "replace")  # half a character of a reply is no text

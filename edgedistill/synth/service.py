@@ -23,7 +23,8 @@ GUESS = "4 bytes a token, answers of half their limit, 50 tokens a second"
 class Service:
     """The teacher behind an API: who answers, with which settings, at what price and within which limits.
 
-    `reasoning` says what becomes of it in an answer: `strip`, `keep`, or `off`, which rejects such answers.
+    `reasoning` says what becomes of it in an answer: `strip`, `keep`, or `off`, which rejects such answers. A `role`
+    beside that of a teacher has a journal and limits of its own, even where one model plays both.
     """
 
     engine: str
@@ -36,6 +37,7 @@ class Service:
     money: float | None = None
     tokens: int | None = None
     reasoning: str = "strip"
+    role: str = ""
 
     @property
     def name(self) -> str:
@@ -52,7 +54,8 @@ class Service:
     def journal_in(self, run: Path) -> Path:
         """Where this teacher's answers are kept: beside the stages, so that no change of a recipe loses them."""
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", self.model)[:40].strip("-.")
-        return run / "answers" / f"{slug}-{digest_of([self.engine, self.model, self.revision])[:8]}"
+        who = [self.engine, self.model, self.revision, *([self.role] if self.role else [])]
+        return run / "answers" / f"{slug}-{digest_of(who)[:8]}"
 
     def purse(self, past: Past) -> Purse:
         return Purse(used=past.tokens, rates=self.rates, money=self.money, tokens=self.tokens)

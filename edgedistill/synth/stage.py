@@ -223,7 +223,7 @@ def _referee(recipe: Recipe) -> tuple[Teacher, Referee] | None:
     judge = recipe.synth.judge
     if judge is None:
         return None
-    service = service_of(judge.teacher, limit=recipe.task.max_new_tokens, reasoning="strip")
+    service = service_of(judge.teacher, limit=recipe.task.max_new_tokens, reasoning="strip", role="judge")
     return judge.teacher, Referee(service, judge.rubric, judge.threshold)
 
 

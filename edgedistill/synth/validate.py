@@ -121,11 +121,12 @@ def _json_fault(
     tools: Sequence[Mapping[str, Any]],
     native: bool,
 ) -> Verdict:
+    called = native and bool(calls_of(answer))
     try:
-        value = None if native and calls_of(answer) else strict_json(answer)
+        value = None if called else strict_json(answer)
     except ValueError as e:
         return "not-json", str(e)
-    if schema and value is not None and (fault := schema(value)):
+    if schema and not called and (fault := schema(value)):
         return "schema", fault
     if kind == "function-call":
         calls = calls_of(answer)

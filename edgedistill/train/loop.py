@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast
 from torch import Tensor
 
 from edgedistill.core.errors import InputError, StageError
@@ -120,6 +121,8 @@ def train_model(
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no", log_with=list(trackers) or None, project_dir=tracker_folder
     )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise InputError("expected fsdp_version: 2 in the accelerate configuration, found FSDP 1; write it there")
     main = accelerator.is_main_process
     model.to(accelerator.device)
     attention = _attention((*train, *valid), device=accelerator.device, matching=matching)
@@ -214,6 +217,9 @@ def train_model(
                 )  # fmt: skip
             if valid and (position.step % eval_every == 0 or position.step == total):
                 found = step.mean(valid, batch_size=batch_size)
+                if accelerator.num_processes > 1:  # equal to the last bit, or they would part at what is best
+                    values = torch.tensor([*found.values()], dtype=torch.float64, device=accelerator.device)
+                    found = dict(zip(found, broadcast(values).tolist(), strict=True))
                 position = _judged(position, found, weights=detached, checkpoints=checkpoints, arm=arm, main=main)
                 log({"arm": arm, "step": position.step, **{f"valid_{k}": v for k, v in found.items()}})
             stopped, due = _anywhere((stop.is_set(), time.monotonic() - saved >= checkpoint_every_s), accelerator)

@@ -71,7 +71,9 @@ def test_answers_are_compared_without_their_reasoning() -> None:
 @pytest.mark.parametrize(
     ("text", "score"),
     [("Score: 7", 7), ("score: 3\nScore: **10**", 10), ("8/10", 8), (" 9.", 9), ("Score = 0", 0), ("7.5", 7),
-     ("good", None), ("I saw 3 faults", None), ("Score: 11", None), ("Score: 100", None)],
+     ("good", None), ("I saw 3 faults", None), ("Score: 11", None), ("Score: 100", None),
+     ("Score (0-10): 8", 8), ("**Score**: **8**", 8), ("Score (8)", 8), ("Score (out of 10): 8", 8),
+     ("I would give a score 3 for style.\nScore: **\\boxed{7}**", 7), ("# Score: 4/10", 4)],
 )  # fmt: skip
 def test_a_score_is_read_or_there_is_none(text: str, score: int | None) -> None:
     assert score_of(text) == score

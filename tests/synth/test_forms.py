@@ -49,6 +49,7 @@ def test_the_last_turn_of_the_assistant_is_the_answer_unless_it_has_no_weight() 
     [
         {"content": None, "tool_calls": [{"id": "1", "function": {"name": "weather", "arguments": '{"city":"Rome"}'}}]},
         {"content": "", "function_call": {"name": "weather", "arguments": '{"city": "Rome"}'}},
+        {"content": "Let me see.", "tool_calls": [{"function": {"name": "weather", "arguments": '{"city":"Rome"}'}}]},
         {"content": CALL},
     ],
 )

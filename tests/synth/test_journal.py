@@ -52,6 +52,14 @@ def test_answers_are_found_again_and_counted(tmp_path: Path) -> None:
     assert past.tokens == (50 * 3 + 10 + 0 + 100, 50 * 2 + 5 + 0 + 50)
 
 
+def test_half_a_character_of_a_reply_is_kept_as_a_question_mark(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.sent(ident(0), (10, 5))
+    asyncio.run(journal.answer(ident(0), reply("a \ud83d b"), ms=7))
+    journal.close()
+    assert Journal(tmp_path).reply(ident(0)) == reply("a ? b")
+
+
 @pytest.mark.parametrize("lost", range(1, 60, 7))
 def test_a_torn_last_line_never_happened(tmp_path: Path, lost: int) -> None:
     journal = Journal(tmp_path)

@@ -215,6 +215,7 @@ def test_other_settings_ask_anew_and_other_places_do_not(tmp_path: Path, prompts
         assert changed.question(prompt(0)).id != asked
     assert service().question(prompt(1)).id != asked
     assert service().journal_in(tmp_path) != Service("openai", "m-1", "v2", {}, 16).journal_in(tmp_path)
+    assert service().journal_in(tmp_path) != service(role="judge").journal_in(tmp_path)
 
 
 def test_an_estimate_sends_nothing_and_learns_from_what_is_there(tmp_path: Path, prompts: Path) -> None:

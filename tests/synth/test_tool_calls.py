@@ -112,10 +112,12 @@ def test_calls_in_replies_are_json_text() -> None:
     both = read_openai(openai_reply('{"city":"Rome"}', '{"city":"Ghent"}'))
     assert (both.text, both.finish) == (f"[{ROME},{GHENT}]", "stop")
     assert calls_of(read_openai(openai_reply('{"city":')).text) is None
+    assert calls_of(read_openai(openai_reply('{"city":1e999}')).text) is None
     blocks = [{"type": "text", "text": "Let me see."},
               {"type": "tool_use", "id": "t", "name": "weather", "input": {"city": "Rome"}}]  # fmt: skip
     body = {"model": "m", "stop_reason": "tool_use", "content": blocks}
     assert read_anthropic(json.dumps(body).encode()).text == ROME
+    assert read_anthropic(json.dumps(body).replace('"Rome"', "1e999").encode()).text.startswith("[{'name': 'weather'")
     with pytest.raises(Failed, match="no text in the first choice"):
         read_openai(json.dumps({"choices": [{"message": {"tool_calls": []}, "finish_reason": "stop"}]}).encode())
 

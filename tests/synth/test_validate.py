@@ -28,6 +28,7 @@ GOOD = '{"device":"light","room":"attic","action":"on","value":null}'
         (GOOD.replace('"value"', '"room":"x","value"'), "stop", None, "not-json"),
         ("[" * 100_000, "stop", None, "not-json"),
         (GOOD.replace("light", "toaster"), "stop", None, "schema"),
+        ("null", "stop", None, "schema"),
         (GOOD.replace('"value":null', '"value":1.5'), "stop", None, "schema"),
         (GOOD.replace(',"value":null', ""), "stop", None, "schema"),
         (GOOD.replace('"value":null', '"value":null,"x":1'), "stop", None, "schema"),

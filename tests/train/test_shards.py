@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from sharded_training import train
 from tiny_models import save_tiny_llama
 from tiny_training import fresh_accelerator, load, random_examples
@@ -88,6 +90,15 @@ def test_a_sharded_student_is_saved_whole(tiny: Path, tmp_path: Path, monkeypatc
         )  # fmt: skip
         saved.append((tmp_path / name / "student" / "model.safetensors").read_bytes())
     assert saved[0] == saved[1] != (tiny / "model.safetensors").read_bytes()
+
+
+def test_the_first_fsdp_is_refused_before_training(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class First(Accelerator):
+        distributed_type, is_fsdp2 = DistributedType.FSDP, False
+
+    monkeypatch.setattr(loop, "Accelerator", First)
+    with pytest.raises(InputError, match="expected fsdp_version: 2 in the accelerate configuration, found FSDP 1"):
+        train(tiny, tmp_path)
 
 
 def test_what_halves_cannot_do_is_said(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
