@@ -20,7 +20,7 @@ from edgedistill.core.host import host_id, now
 from edgedistill.core.recipe import Recipe, find_recipe, load_recipe
 from edgedistill.core.runfolder import FOLDERS, Reporter, StageState, read_manifest, stage_state
 from edgedistill.core.sequential import plan_looks
-from edgedistill.core.target import load_target
+from edgedistill.core.target import measured_target
 from edgedistill.stage_process import run_in_process
 
 LOCK_FILE = "recipe.lock.json"
@@ -125,7 +125,7 @@ def _bench(recipe: Recipe) -> dict[str, Any]:
     return {
         # Further blocks are added to those that are there.
         "bench": recipe.bench.model_dump(mode="json", exclude={"further_blocks"}),
-        "targets": {name: load_target(name).model_dump(mode="json") for name in recipe.bench.targets},
+        "targets": {name: measured_target(name).model_dump(mode="json") for name in recipe.bench.targets},
         "host": host_id(),
         "threads": recipe.threads,
         "task": _task(recipe, "chat_template", "max_new_tokens"),
@@ -217,12 +217,9 @@ def plan(run: Run, *, until: str | None = None, verify: bool = False) -> list[St
         InputError: a file or target that the recipe names is absent.
     """
     steps: list[Step] = []
-    done: set[str] = set()
     for stage in needed(until):
-        step = _step(run, stage, done=done, verify=verify)
-        steps.append(step)
-        if step.state == "done":
-            done.add(stage.name)
+        done = {step.stage for step in steps if step.state == "done"}
+        steps.append(_step(run, stage, done=done, verify=verify))
     return steps
 
 
@@ -320,6 +317,7 @@ def _step(run: Run, stage: Stage, *, done: set[str], verify: bool) -> Step:
     folder = run.folder / FOLDERS[stage.name]
     waits = sorted({name.partition("/")[0] for name in stage.inputs} - done, key=list(STAGES).index)
     if waits:
+        stage.parameters(run.recipe)  # what is absent is said though nothing depends on it yet
         state = "stale" if (folder / "manifest.json").is_file() else "todo"
         return Step(stage.name, state, f"waits for {', '.join(waits)}", folder)
     found: StageState = stage_state(folder=folder, stage=stage.name, verify=verify, **stage_arguments(run, stage.name))

@@ -346,6 +346,11 @@ def test_what_a_late_stage_lacks_is_said_before_the_first_begins(tmp_path: Path)
     recipe = quickstart('bench.targets=["local-cpu", "mobile-clas"]', "budget={}")
     with pytest.raises(InputError, match=r"found 'mobile-clas'; did you mean 'mobile-class'\?"):
         plan.execute(plan.Run(recipe, tmp_path / "run"), SilentReporter())
+    with pytest.raises(InputError, match="did you mean 'mobile-class'"):
+        plan.plan(plan.Run(recipe, tmp_path / "run"))
+    projected = quickstart('bench.targets=["raspberry-pi-5"]', "budget={}")
+    with pytest.raises(InputError, match="a target that can be measured, found raspberry-pi-5 with runner 'projected'"):
+        plan.execute(plan.Run(projected, tmp_path / "run"), SilentReporter())
     assert not (tmp_path / "run" / "00-data").exists()
 
 

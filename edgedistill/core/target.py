@@ -152,6 +152,21 @@ def all_targets() -> dict[str, Path]:
     return found
 
 
+def measured_target(reference: str) -> Target:
+    """Read a target by id or TOML path, for measuring on it.
+
+    Raises:
+        InputError: as `load_target`; or nobody here has the device.
+    """
+    target = load_target(reference)
+    if target.runner == "projected":
+        raise InputError(
+            f"expected a target that can be measured, found {target.id} with runner 'projected'; use "
+            "`edgedistill targets project`, or give its file a runner that reaches the device"
+        )
+    return target
+
+
 def load_target(reference: str) -> Target:
     """Read a target by id or TOML path.
 

@@ -64,13 +64,18 @@ def quantize_model(
         raise InputError(
             "expected one format with --min-tokens-per-s, found two, whose engines differ in speed; quantize for each"
         )
+    work = out / ".work.tmp"
+    if work.exists():
+        raise InputError(
+            f"expected an empty folder at {out}, found {work.name} in it, of a call that runs or was killed; wait for "
+            "it or delete that"
+        )
     if out.exists() and any(out.iterdir()):
         raise InputError(f"expected an empty folder at {out}, found files in it; name another or empty it")
     threads = threads or usable_cores()
     folder = resolve_model(model).folder
     check_finite(folder)
     text = _text(folder, calibration)
-    work = out / ".work.tmp"
     work.mkdir(parents=True)
     try:
         chosen = choose_codes(

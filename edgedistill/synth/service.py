@@ -141,8 +141,8 @@ def estimate_local(paths: Sequence[Path], *, teacher: str, max_new_tokens: int) 
     """As `estimate`, for a teacher of one's own: every prompt is asked, nothing is paid, no time is foretold."""
     total = typical_in = most_in = 0
     for prompt in stream_prompts(paths):
-        size = bytes_of(prompt.messages)
-        total, typical_in, most_in = total + 1, typical_in + size // 4 + 8, most_in + size
+        most, _ = most_tokens(prompt.messages, max_output_tokens=0)
+        total, typical_in, most_in = total + 1, typical_in + bytes_of(prompt.messages) // 4 + 8, most_in + most
     return {
         "teacher": teacher,
         "prompts": total,

@@ -58,6 +58,9 @@ def run_data(context: StageContext) -> None:
     )
     for note in notes(checked.report):
         context.report.note(note)
+    if not checked.rows["gold"] and not checked.rows["prompts"]:
+        reasons = ", ".join(sorted({row.reason for row in checked.left_out}))
+        raise InputError(f"expected prompts for the teacher to label, found all of them left out ({reasons})")
     for split in SPLITS:
         kept = [row.prompt.model_dump(mode="json") for row in checked.rows[split]]
         context.figures[split] = write_jsonl(context.folder / f"{split}.jsonl", kept)

@@ -93,6 +93,9 @@ def test_bad_input_is_one_sentence(model: Path, calibration: Path, tmp_path: Pat
     (tmp_path / "full" / "x").write_text("")
     with pytest.raises(InputError, match="expected an empty folder at"):
         attempt(out=tmp_path / "full")
+    (tmp_path / "left" / ".work.tmp").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"found .work.tmp in it, of a call that runs or was killed; wait for it or"):
+        attempt(out=tmp_path / "left")
 
 
 def test_bytes_are_those_of_the_format_and_grids_those_that_the_rows_fill() -> None:

@@ -167,6 +167,13 @@ def test_nothing_to_label_and_an_absent_file_are_said(tmp_path: Path) -> None:
         stage.run_data(context(tmp_path, {"gold": str(tmp_path / "no.jsonl")}))
 
 
+def test_prompts_that_are_all_left_out_are_said_with_the_reason(tmp_path: Path) -> None:
+    heldout = lines(tmp_path / "heldout.jsonl", *({"prompt": f"q{i}", "answer": "a"} for i in range(3)))
+    prompts = lines(tmp_path / "prompts.jsonl", *({"prompt": f"q{i}"} for i in range(3)))
+    with pytest.raises(InputError, match=r"prompts for the teacher to label, found all of them left out \(duplicate\)"):
+        stage.run_data(context(tmp_path / "run", {"heldout": heldout, "prompts": prompts}))
+
+
 def test_leaks_in_a_real_data_set_are_real(shared_data: Path, tmp_path: Path) -> None:
     """Snips overlaps itself: what is called a repeat or a leak is one, by a comparison that shares no code."""
     splits = {"gold": ("train", 14000), "heldout": ("test", 700)}

@@ -27,7 +27,7 @@ from edgedistill.synth.followups import settling
 from edgedistill.synth.journal import Journal, read_past
 from edgedistill.synth.label import read_records
 from edgedistill.synth.rows import make_prompt
-from edgedistill.synth.service import Service, estimate, figures_of, stream_prompts
+from edgedistill.synth.service import Service, estimate, estimate_local, figures_of, stream_prompts
 from edgedistill.synth.several import Asked, Outcome, chosen, meaning_of, outcome_of, route, waits_for
 from edgedistill.synth.spend import Rates
 
@@ -216,6 +216,12 @@ def test_other_settings_ask_anew_and_other_places_do_not(tmp_path: Path, prompts
     assert service().question(prompt(1)).id != asked
     assert service().journal_in(tmp_path) != Service("openai", "m-1", "v2", {}, 16).journal_in(tmp_path)
     assert service().journal_in(tmp_path) != service(role="judge").journal_in(tmp_path)
+
+
+def test_the_most_that_one_s_own_teacher_reads_is_no_less_than_the_likely(prompts: Path) -> None:
+    found = estimate_local([prompts], teacher="hf:m", max_new_tokens=8)
+    assert found["at_most"]["input_tokens"] >= found["input_tokens"] > 0
+    assert found["at_most"]["output_tokens"] == 2 * found["output_tokens"] == 8 * found["requests"]
 
 
 def test_an_estimate_sends_nothing_and_learns_from_what_is_there(tmp_path: Path, prompts: Path) -> None:
