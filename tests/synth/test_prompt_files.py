@@ -67,7 +67,7 @@ def test_empty_prompts_are_left_out_with_their_place(tmp_path: Path) -> None:
             {"messages": [{"role": "user"}]},
             "message 1: expected an object of `role` and `content`, found the names role",
         ),
-        ({"messages": [{"role": "bot", "content": ""}]}, "expected a role of system, user, assistant, found 'bot'"),
+        ({"messages": [{"role": "bot", "content": ""}]}, "system, user, assistant, tool, function, found 'bot'"),
         ({"messages": [{"role": "user", "content": None}]}, "expected `content` to be text, found null"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
