@@ -196,12 +196,10 @@ class Bench:
         }
 
     def _ours(self, name: str, *, formats: tuple[str, ...], max_bytes: int) -> dict[str, Any]:
-        """Our artifact whose weights' files are at most `max_bytes`; what an ONNX folder has beside comes on top."""
+        """Our artifact of at most `max_bytes`, tokenizer and all; of a peer the weights' files alone are counted."""
         out = self.scratch / f"ours-{name}"
-        outside = ("tokenizer.json", "tokenizer_config.json") if formats == ("onnx",) else ()  # a GGUF holds them
-        beside = sum((self.model / file).stat().st_size for file in outside)
         found = quantize_model(
-            str(self.model), max_bytes=max_bytes + beside, calibration=self.calibration, out=out, formats=formats,
+            str(self.model), max_bytes=max_bytes, calibration=self.calibration, out=out, formats=formats,
             threads=self.threads, report=SilentReporter(),
         )[f"{formats[0]}-mixed"]  # fmt: skip
         folder = out / f"{formats[0]}-mixed"
