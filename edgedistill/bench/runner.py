@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError
 from edgedistill.core.model import Noun
-from edgedistill.core.target import Target
+from edgedistill.core.target import Target, require_device
 
 RUNNERS = {
     "local": "runner_local:open_local",
@@ -51,11 +51,7 @@ def open_runner(target: Target) -> AbstractContextManager[Runner]:
         InputError: such targets are not measured.
         MissingError: on entering: the device, or what reaches it, is not there.
     """
-    if target.runner not in RUNNERS:
-        raise InputError(
-            f"expected a target that can be measured, found {target.id} with runner {target.runner!r}; use "
-            "`edgedistill targets project`, or give its file a runner that reaches the device"
-        )
+    require_device(target)
     module, _, function = RUNNERS[target.runner].partition(":")
     return getattr(importlib.import_module(f"edgedistill.bench.{module}"), function)(target)
 

@@ -159,12 +159,17 @@ def measured_target(reference: str) -> Target:
         InputError: as `load_target`; or nobody here has the device.
     """
     target = load_target(reference)
+    require_device(target)
+    return target
+
+
+def require_device(target: Target) -> None:
+    """Raises InputError where nobody here has the device of `target`, so that nothing is measured on it."""
     if target.runner == "projected":
         raise InputError(
             f"expected a target that can be measured, found {target.id} with runner 'projected'; use "
             "`edgedistill targets project`, or give its file a runner that reaches the device"
         )
-    return target
 
 
 def load_target(reference: str) -> Target:

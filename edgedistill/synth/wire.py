@@ -60,15 +60,14 @@ def _text(functions: Sequence[Mapping[str, Any]]) -> str | None:
     calls = []
     for function in functions:
         arguments = function.get("arguments")
-        with contextlib.suppress(ValueError, RecursionError):
-            found = json.loads(arguments or "{}", parse_constant=str) if isinstance(arguments, str) else arguments
-            canonical_json(found)  # which a number beyond all bounds has not
-            arguments = found
+        if isinstance(arguments, str):
+            with contextlib.suppress(ValueError, RecursionError):
+                arguments = json.loads(arguments or "{}", parse_constant=str)
         calls.append({"name": function.get("name"), "arguments": arguments})
     try:
         return canonical_json(calls[0] if len(calls) == 1 else calls)
-    except (ValueError, RecursionError):
-        return repr(calls)
+    except (ValueError, RecursionError):  # a number beyond all bounds, or brackets without end
+        return f"{len(calls)} calls whose arguments have no JSON"
 
 
 def _with_ids(messages: Sequence[Message]) -> list[Message]:

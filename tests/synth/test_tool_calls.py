@@ -117,7 +117,8 @@ def test_calls_in_replies_are_json_text() -> None:
               {"type": "tool_use", "id": "t", "name": "weather", "input": {"city": "Rome"}}]  # fmt: skip
     body = {"model": "m", "stop_reason": "tool_use", "content": blocks}
     assert read_anthropic(json.dumps(body).encode()).text == ROME
-    assert read_anthropic(json.dumps(body).replace('"Rome"', "1e999").encode()).text.startswith("[{'name': 'weather'")
+    boundless = json.dumps(body).replace('"Rome"', "1e999").encode()
+    assert read_anthropic(boundless).text == "1 calls whose arguments have no JSON"
     with pytest.raises(Failed, match="no text in the first choice"):
         read_openai(json.dumps({"choices": [{"message": {"tool_calls": []}, "finish_reason": "stop"}]}).encode())
 
