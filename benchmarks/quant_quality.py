@@ -111,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-class BuildError(Exception):
+class BuildError(SystemExit):
     """What the builder says of a setting that it cannot build this model with."""
 
 
