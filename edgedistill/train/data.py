@@ -25,6 +25,7 @@ from edgedistill.runtimes.tool_chat import spoken
 BUCKET_BATCHES = 16  # sequences are sorted by length within windows of this many batches
 WORTH_PACKING = 0.9  # packed rows come with a mask of their own: they must save this share of the padded tokens
 SHOWN = 3  # records named in a note
+LEAST_TOLD = 5e-4  # a share of the teacher's probability that a note rounds to a tenth of a percent
 Packing = Literal["auto"] | bool
 
 
@@ -32,7 +33,8 @@ Packing = Literal["auto"] | bool
 class Example:
     """One sequence: the answer is `ids[start:]`; `top_ids`, `top_logprobs` `[answer tokens, k]` where taught.
 
-    A position that keeps fewer tokens than another has -1 for the rest.
+    A position that keeps fewer tokens than another has -1 for the rest, and for tokens that the student lacks; `lost`
+    is the probability of those, summed over the answer.
     """
 
     id: str
@@ -40,6 +42,7 @@ class Example:
     start: int
     top_ids: np.ndarray | None = None
     top_logprobs: np.ndarray | None = None
+    lost: float = 0.0
 
     @property
     def supervised(self) -> int:
@@ -111,12 +114,14 @@ def record_examples(
                 )
             ids = mapped
         top_ids = top_logprobs = None
+        lost = 0.0
         if cache is not None and record.logits_key is not None:
             row = cache.row(prompt_ids=record.prompt_ids, answer_ids=record.answer_ids, record=record.id)
             top_ids = row.ids.astype(np.int64)
             top_ids = top_ids if id_map is None else np.where(top_ids < 0, -1, id_map[top_ids])
             top_logprobs = row.logprobs
-        examples.append(Example(record.id, ids, len(record.prompt_ids), top_ids, top_logprobs))
+            lost = float(np.exp(top_logprobs[(row.ids >= 0) & (top_ids < 0)]).sum())
+        examples.append(Example(record.id, ids, len(record.prompt_ids), top_ids, top_logprobs, lost))
     return examples
 
 
@@ -128,7 +133,10 @@ def fitting(examples: Sequence[Example], *, longest: int) -> tuple[list[Example]
 
 
 def oddities(examples: Sequence[Example], *, longest: int) -> list[str]:
-    """What a user should know of the records: how many are empty, too long or there twice, and the first of them."""
+    """What a user should know of the records: how many are empty, too long or there twice, and the first of them.
+
+    And how much of the teacher's distributions is on tokens that the student lacks, which only its tail can tell.
+    """
     seen: dict[bytes, str] = {}
     found: dict[str, list[str]] = {
         "with nothing to learn, left out": [],
@@ -145,11 +153,21 @@ def oddities(examples: Sequence[Example], *, longest: int) -> list[str]:
             twice.append(f"{e.id} as {seen[key]}")
         else:
             seen[key] = e.id
+    if share := _lost_share(examples):
+        what = f"of whose teacher's probability tokens that the student lacks have a part ({100 * share:.1f} % of all)"
+        lossy = sorted((e for e in examples if e.lost), key=lambda e: -e.lost / e.supervised)
+        found[f"{what}, learnt as one sum"] = [e.id for e in lossy]
     return [
         f"{len(ids)} of {len(examples)} records {what}: {', '.join(ids[:SHOWN])}{', …' if len(ids) > SHOWN else ''}"
         for what, ids in found.items()
         if ids
     ]
+
+
+def _lost_share(examples: Sequence[Example]) -> float:
+    """Of all that was taught, 0 where it would be told as nothing."""
+    share = sum(e.lost for e in examples) / max(1, sum(e.supervised for e in examples if e.top_ids is not None))
+    return share if share >= LEAST_TOLD else 0.0
 
 
 def split_examples(examples: Sequence[Example], *, share: float, seed: int) -> tuple[list[Example], list[Example]]:

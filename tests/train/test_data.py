@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_training import random_examples
@@ -102,6 +104,7 @@ def test_teacher_rows_follow_their_text_into_the_smaller_vocabulary(tmp_path):
     assert a.top_ids.tolist() == [[3, -1], [0, 1]]
     assert b.top_ids.tolist() == [[2, 3], [0, -1]]
     np.testing.assert_allclose(np.exp(b.top_logprobs), [[0.6, 0.3], [0.8, 0.1]], rtol=0.02)
+    assert (a.lost, b.lost) == pytest.approx((0.2, 0.1), rel=0.02)
     batch = collate([a, b, example([1, 2, 0], 1)])
     assert batch.taught.tolist() == [True] * 4 + [False] * 2
     assert batch.teacher_ids.tolist() == [[3, -1], [0, 1], [2, 3], [0, -1], [-1, -1], [-1, -1]]
@@ -154,3 +157,14 @@ def test_odd_records_are_told_by_count_and_name():
         "1 of 9 records of the same text as another, kept: b as a",
     ]
     assert oddities([example([1, 2], 1)], longest=8) == []
+
+
+def test_what_the_student_s_vocabulary_lacks_of_the_distributions_is_told():
+    tops = np.zeros((2, 1)), np.zeros((2, 1), np.float32)
+    named = {"whole": 0.0, "little": 0.1, "much": 0.35}
+    whole, little, much = (
+        Example(name, np.arange(4) + place, 2, *tops, lost=lost) for place, (name, lost) in enumerate(named.items())
+    )
+    told = "of whose teacher's probability tokens that the student lacks have a part (7.5 % of all), learnt as one sum"
+    assert oddities([whole, little, much, example([1, 2], 1)], longest=8) == [f"2 of 4 records {told}: much, little"]
+    assert oddities([whole, replace(little, lost=5e-4)], longest=8) == []
