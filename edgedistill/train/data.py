@@ -8,6 +8,7 @@ packed into a row whose position ids restart, from which transformers' masks kee
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.errors import InputError, StageError, shortened
 from edgedistill.core.records import Prompt, TeacherRecord
 from edgedistill.runtimes.chat import encode, render
 from edgedistill.runtimes.logit_cache import LogitCache
@@ -93,7 +94,8 @@ def record_examples(
     """Teacher records with the teacher's distributions, in the student's ids.
 
     `id_map` int `[teacher vocabulary]` gives the student's id of each teacher token, -1 where it has none; a kept
-    distribution loses such tokens to its tail. Records without a `logits_key` are learnt from their text alone.
+    distribution loses such tokens to its tail. A record's distributions are those of its own teacher; records without
+    a `logits_key` are learnt from their text alone.
 
     Raises:
         InputError: a record's distributions are absent or damaged.
@@ -112,7 +114,8 @@ def record_examples(
             ids = mapped
         top_ids = top_logprobs = None
         if cache is not None and record.logits_key is not None:
-            row = cache.row(prompt_ids=record.prompt_ids, answer_ids=record.answer_ids, record=record.id)
+            text = {"prompt_ids": record.prompt_ids, "answer_ids": record.answer_ids}
+            row = cache.row(**text, record=record.id, teacher=record.teacher)
             top_ids = row.ids.astype(np.int64)
             top_ids = top_ids if id_map is None else np.where(top_ids < 0, -1, id_map[top_ids])
             top_logprobs = row.logprobs
@@ -149,6 +152,20 @@ def oddities(examples: Sequence[Example], *, longest: int) -> list[str]:
         f"{len(ids)} of {len(examples)} records {what}: {', '.join(ids[:SHOWN])}{', …' if len(ids) > SHOWN else ''}"
         for what, ids in found.items()
         if ids
+    ]
+
+
+def untaught(records: Sequence[TeacherRecord], examples: Sequence[Example]) -> list[str]:
+    """How many of the records have their teacher's distributions, of several teachers also by teacher; none if all."""
+    of, taught = Counter(r.teacher for r in records), Counter[str]()
+    for record, example in zip(records, examples, strict=True):
+        taught[record.teacher] += example.top_ids is not None
+    if taught == of:
+        return []
+    each = ", ".join(f"{taught[name]} of {count} of {shortened(name, most=40)}" for name, count in of.items())
+    return [
+        f"{taught.total()} of {of.total()} records have their teacher's distributions"
+        f"{f' ({each})' if len(of) > 1 else ''}, the others are learnt from their text alone"
     ]
 
 

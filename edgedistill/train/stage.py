@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgedistill.core.config import validate
-from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.errors import StageError
 from edgedistill.core.files import read_json, read_jsonl, write_json
 from edgedistill.core.host import usable_cores
 from edgedistill.core.records import Prompt, TeacherRecord
@@ -107,6 +107,10 @@ def run(context: StageContext) -> None:
     further = _further_teachers(context, records, untrained=untrained, template=template)
     cache = _cache(context, records, template=template) if recipe.train.teacher == "cached" else None
     examples = data.record_examples(records, id_map=id_map, cache=cache)
+    if recipe.train.teacher == "cached" and recipe.train.kd_weight > 0:
+        context.figures["with_distributions"] = sum(e.top_ids is not None for e in examples)
+        for note in data.untaught(records, examples):
+            context.report.note(note)
     longest = shape["max_position_embeddings"]
     for note in data.oddities(examples, longest=longest):
         context.report.note(note)
@@ -307,22 +311,24 @@ def _gold(context: StageContext, *, template: str) -> list[TeacherRecord]:
 
 
 def _cache(context: StageContext, records: Sequence[TeacherRecord], *, template: str) -> Any | None:
-    """The teacher's distributions, held against the teacher, tokenizer and template in use; None if none were kept."""
+    """Each teacher's distributions, held against the tokenizer and template in use; None if none were kept."""
     from edgedistill.runtimes import chat
     from edgedistill.runtimes.logit_cache import CacheIdentity, open_cache
 
     taught, synth = [record for record in records if record.logits_key is not None], context.recipe.synth
     if not taught:
         return None
-    if len(teachers := {record.teacher for record in taught}) > 1:
-        raise InputError(f"expected records of one teacher, found {', '.join(sorted(teachers))}; run synth again")
     identity = CacheIdentity(
         tokenizer=chat.tokenizer_hash(context.folder_of("teacher")),
         template=chat.template_hash(template),
         teacher=taught[0].teacher,
         draws=synth.top_k if synth.kept == "drawn" and not context.recipe.teacher.is_api else 0,
     )
-    return open_cache(sorted(context.folder_of("synth").glob("logits-*.safetensors")), identity=identity)
+    return open_cache(
+        sorted(context.folder_of("synth").glob("logits-*.safetensors")),
+        identity=identity,
+        teachers={record.teacher for record in taught},
+    )
 
 
 def _arm_figures(metrics: Path, arm: str) -> dict[str, Any]:

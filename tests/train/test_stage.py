@@ -388,6 +388,28 @@ def test_records_without_distributions_are_learnt_from_their_text(tmp_path, deep
     assert np.array_equal(*weights)
 
 
+def test_a_record_learns_of_its_own_teacher_or_from_its_text(tmp_path, deep):
+    run_teacher(context(tmp_path, "teacher", deep))
+    ctx = context(tmp_path, "synth", deep)
+    label(ctx)
+    path = ctx.folder / "records-00000.jsonl"
+    rows = read_jsonl(path)
+    for row in rows[:3]:
+        row |= {"teacher": "teacher-2", "logits_key": None}
+    write_jsonl(path, rows)
+    ctx = context(tmp_path, "train", deep)
+    run(ctx)
+    assert ctx.figures["with_distributions"] == 9
+    said = "9 of 12 records have their teacher's distributions (0 of 3 of teacher-2, 9 of 9 of teacher-1), the others "
+    assert any(note.startswith(said) for note in ctx.report.notes)
+    steps = [row for row in read_jsonl(ctx.folder / "metrics.jsonl") if row["arm"] == "student" and "loss" in row]
+    assert all(row["kl"] > 0 for row in steps)
+    rows[5] |= {"teacher": "teacher-2"}
+    write_jsonl(path, rows)
+    with pytest.raises(InputError, match="of teacher-2 for record r-p5, found those of teacher-1 for its text"):
+        run(context(tmp_path, "train", deep))
+
+
 def test_an_online_teacher_and_a_further_one_leave_a_student_and_its_control(tmp_path, deep):
     other = save_tiny_llama(tmp_path / "other", layers=1, seed=9)
     train = {
