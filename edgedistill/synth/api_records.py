@@ -138,6 +138,7 @@ def _made(
         prompt_ids=tuple(asked),
         answer_ids=tuple(ids),
         logits_key=row_key(asked, ids, identity=_own(tokens, teacher)) if row is not None else None,
+        kind=prompt.kind,
     )
     return record, row
 

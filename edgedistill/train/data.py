@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +33,8 @@ Packing = Literal["auto"] | bool
 class Example:
     """One sequence: the answer is `ids[start:]`; `top_ids`, `top_logprobs` `[answer tokens, k]` where taught.
 
-    A position that keeps fewer tokens than another has -1 for the rest.
+    A position that keeps fewer tokens than another has -1 for the rest. `shares` `[teachers]`, together 1, are those of
+    several online teachers in its distributions.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Example:
     start: int
     top_ids: np.ndarray | None = None
     top_logprobs: np.ndarray | None = None
+    shares: np.ndarray | None = None
 
     @property
     def supervised(self) -> int:
@@ -51,7 +53,8 @@ class Example:
 class Batch:
     """`input_ids` `[rows, length]`; `index` `[n]` are the flat places after which `targets` `[n]` are to be learnt.
 
-    `teacher_ids` (-1: none) and `teacher_logprobs` are `[n, k]`, `taught` bool `[n]`; `position_ids` only when packed.
+    `teacher_ids` (-1: none) and `teacher_logprobs` are `[n, k]`, `taught` bool `[n]`; `position_ids` only when packed,
+    `shares` `[n, teachers]` only with several online teachers.
     """
 
     input_ids: Tensor
@@ -61,6 +64,7 @@ class Batch:
     teacher_logprobs: Tensor
     taught: Tensor
     position_ids: Tensor | None = None
+    shares: Tensor | None = None
 
 
 def gold_records(prompts: Sequence[Prompt], *, tokenizer, template: str, end_id: int) -> list[TeacherRecord]:
@@ -83,19 +87,24 @@ def gold_records(prompts: Sequence[Prompt], *, tokenizer, template: str, end_id:
                 answer=said,
                 prompt_ids=tuple(encode(tokenizer, render(tokenizer, prompt.messages, template=template))),
                 answer_ids=(*encode(tokenizer, said), end_id),
+                kind=prompt.kind,
             )
         )
     return records
 
 
 def record_examples(
-    records: Sequence[TeacherRecord], *, id_map: np.ndarray | None = None, cache: LogitCache | None = None
+    records: Sequence[TeacherRecord],
+    *,
+    id_map: np.ndarray | None = None,
+    cache: LogitCache | None = None,
+    shares: Callable[[str], Sequence[float]] | None = None,
 ) -> list[Example]:
     """Teacher records with the teacher's distributions, in the student's ids.
 
     `id_map` int `[teacher vocabulary]` gives the student's id of each teacher token, -1 where it has none; a kept
     distribution loses such tokens to its tail. A record's distributions are those of its own teacher; records without
-    a `logits_key` are learnt from their text alone.
+    a `logits_key` are learnt from their text alone. `shares` gives those of online teachers by a record's kind.
 
     Raises:
         InputError: a record's distributions are absent or damaged.
@@ -119,7 +128,8 @@ def record_examples(
             top_ids = row.ids.astype(np.int64)
             top_ids = top_ids if id_map is None else np.where(top_ids < 0, -1, id_map[top_ids])
             top_logprobs = row.logprobs
-        examples.append(Example(record.id, ids, len(record.prompt_ids), top_ids, top_logprobs))
+        parts = None if shares is None else np.array(shares(record.kind), np.float32)
+        examples.append(Example(record.id, ids, len(record.prompt_ids), top_ids, top_logprobs, parts))
     return examples
 
 
@@ -277,6 +287,8 @@ def collate_rows(rows: Sequence[Sequence[Example]], *, pad_id: int = 0) -> Batch
             taught[here] = True
         begin += example.supervised
     index = [o + np.arange(e.start, len(e.ids)) - 1 for o, e in zip(offsets, examples, strict=True)]
+    shares = [e.shares for e in examples if e.shares is not None]
+    counts = [e.supervised for e in examples]
     return Batch(
         input_ids=torch.from_numpy(input_ids.astype(np.int64)),
         index=torch.from_numpy(np.concatenate(index)),
@@ -285,4 +297,5 @@ def collate_rows(rows: Sequence[Sequence[Example]], *, pad_id: int = 0) -> Batch
         teacher_logprobs=torch.from_numpy(teacher_logprobs),
         taught=torch.from_numpy(taught),
         position_ids=torch.from_numpy(position_ids) if len(examples) > len(rows) else None,
+        shares=torch.from_numpy(np.repeat(np.stack(shares), counts, axis=0)) if shares else None,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgedistill.core.config import validate
-from edgedistill.core.errors import StageError
+from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import read_json, read_jsonl, write_json
 from edgedistill.core.host import usable_cores
 from edgedistill.core.records import Prompt, TeacherRecord
@@ -106,7 +106,8 @@ def run(context: StageContext) -> None:
         student.check_tokens([*records, *gold], teacher=teacher, student=untrained, id_map=id_map, template=template)
     further = _further_teachers(context, records, untrained=untrained, template=template)
     cache = _cache(context, records, template=template) if recipe.train.teacher == "cached" else None
-    examples = data.record_examples(records, id_map=id_map, cache=cache)
+    shares = recipe.train.shares if further else None
+    examples = data.record_examples(records, id_map=id_map, cache=cache, shares=shares)
     if recipe.train.teacher == "cached" and recipe.train.kd_weight > 0:
         context.figures["with_distributions"] = sum(e.top_ids is not None for e in examples)
         for note in data.untaught(records, examples):
@@ -144,7 +145,7 @@ def run(context: StageContext) -> None:
     shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
 
 
-def _train_arm(context: StageContext, arm: Arm, lesson: Lesson, *, further: dict[str, float]) -> None:
+def _train_arm(context: StageContext, arm: Arm, lesson: Lesson, *, further: list[str]) -> None:
     from edgedistill.train import arms, cut, launch
 
     start = context.folder / arm.start
@@ -184,25 +185,33 @@ def _take_tokenizer(context: StageContext) -> None:
 
 def _further_teachers(
     context: StageContext, records: Sequence[TeacherRecord], *, untrained: Path, template: str
-) -> dict[str, float]:
-    """Folder and weight of each further teacher.
+) -> list[str]:
+    """Folders of the further teachers.
 
     Raises:
-        InputError: one of them tokenizes a record otherwise than the student.
+        InputError: one of them has no record of its kinds, or tokenizes one otherwise than the student.
     """
     from edgedistill.runtimes.sources import resolve_model
     from edgedistill.train import folders, student
 
-    found = {}
+    found = []
     for further in context.recipe.train.further_teachers:
+        theirs = [record for record in records if further.teaches(record.kind)]
+        if not theirs:
+            raise InputError(
+                f"expected records of the kinds {', '.join(further.kinds)} for {further.model} in "
+                f"train.further_teachers, found {', '.join(sorted({r.kind or 'none' for r in records}))}; correct kinds"
+            )
+        if further.kinds:
+            context.report.note(f"{further.model} has a share in {len(theirs)} of {len(records)} records")
         folder = resolve_model(further.model).folder
         ids = student.shared_ids(teacher=folder, student=untrained, rows=folders.read_shape(folder)["vocab_size"])
-        student.check_tokens(records, teacher=folder, student=untrained, id_map=ids, template=template)
-        found[str(folder)] = further.weight
+        student.check_tokens(theirs, teacher=folder, student=untrained, id_map=ids, template=template)
+        found.append(str(folder))
     return found
 
 
-def _settings(context: StageContext, *, arm: Arm, further: dict[str, float]) -> dict[str, Any]:
+def _settings(context: StageContext, *, arm: Arm, further: list[str]) -> dict[str, Any]:
     """The arguments of `arms.train_arm` that the recipe gives: JSON and paths. Only the student has a teacher."""
     from edgedistill.runtimes.precision import uses_bf16
 
