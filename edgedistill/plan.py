@@ -106,7 +106,8 @@ def _train(recipe: Recipe) -> dict[str, Any]:
     train = recipe.train.model_dump(mode="json", exclude=left_out)
     for further in train["further_teachers"]:
         further["model"] = _model(further["model"])
-    return {"student": student, "train": train, "task": _task(recipe, "chat_template"), "seed": recipe.seed}
+    here = {"host": host_id(), "threads": recipe.threads} if recipe.student.is_timed else {}
+    return {"student": student, "train": train, "task": _task(recipe, "chat_template"), "seed": recipe.seed} | here
 
 
 def _export(recipe: Recipe) -> dict[str, Any]:

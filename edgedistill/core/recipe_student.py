@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from edgedistill.core.metric import parse_quantity
 from edgedistill.core.model import Noun, Positive
+
+TARGETS = ("target_parameters", "target_bytes", "target_tokens_per_s")
 
 
 class Cut(Noun):
@@ -15,8 +17,9 @@ class Cut(Noun):
 
     `layer_score` tells which layers go: by the loss without each, or by block influence, in one pass. `heads` query
     heads stay in `kv_heads` groups of like size. Under `target_parameters`, or `target_bytes` of weights on `grid`
-    (such as "20 MB"; the tokenizer comes on top), sizes that are not given are searched for. In two `steps` each arm is
-    trained between: with fewer layers and tokens first, then with narrower layers.
+    (such as "20 MB"; the tokenizer comes on top), or for a speed of `target_tokens_per_s`, which llama.cpp decodes here
+    on `grid`, sizes that are not given are searched for. In two `steps` each arm is trained between: with fewer layers
+    and tokens first, then with narrower layers.
     """
 
     layers: tuple[int, ...] | Positive | None = None
@@ -28,17 +31,19 @@ class Cut(Noun):
     vocab: Positive | None = None
     target_parameters: Positive | None = None
     target_bytes: float | str | None = None
+    target_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
     grid: Literal["q4_0", "q8_0"] = "q4_0"
     steps: Literal[1, 2] = 1
 
     @model_validator(mode="after")
     def _sizes_or_one_target(self) -> Cut:
-        if self.target_parameters and self.target_bytes is not None:
-            raise ValueError("expected target_parameters or target_bytes, found both")
+        targets = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(targets) > 1:
+            raise ValueError(f"expected one of {', '.join(TARGETS)}, found {' and '.join(targets)}")
         if self.target_bytes is not None and self.most_bytes <= 0:
             raise ValueError(f"target_bytes = {self.target_bytes!r}: expected more than nothing")
-        if self.layers is None and not self.target_parameters and self.target_bytes is None:
-            raise ValueError("expected layers, or a target_parameters or target_bytes to choose them by")
+        if self.layers is None and not targets:
+            raise ValueError(f"expected layers, or one of {', '.join(TARGETS)} to choose them by")
         return self
 
     @property
@@ -57,3 +62,8 @@ class Student(Noun):
         if (self.model is None) == (self.cut is None):
             raise ValueError('expected either model = "…" or a [student.cut] table')
         return self
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether its shape hangs on this host's speed."""
+        return self.cut is not None and self.cut.target_tokens_per_s is not None

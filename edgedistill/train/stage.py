@@ -16,6 +16,7 @@ from edgedistill.core.runfolder import StageContext
 from edgedistill.core.teacher import API_TEACHER
 
 if TYPE_CHECKING:
+    from edgedistill.train.speed import Clock
     from edgedistill.train.wanted import Arm, Lesson
 
 
@@ -253,6 +254,7 @@ def _make_student(
             records=records,
             template=template,
             report=context.report,
+            clock=_clock(context, grid=recipe.cut.grid) if recipe.is_timed else None,
             **recipe.cut.model_dump() | {"target_bytes": recipe.cut.most_bytes},
         )
         return
@@ -264,6 +266,14 @@ def _make_student(
     id_map = student.shared_ids(teacher=teacher, student=source.folder, rows=folders.read_shape(teacher)["vocab_size"])
     student.check_tokens(records, teacher=teacher, student=source.folder, id_map=id_map, template=template)
     student.adopt_student(model=source.folder, teacher=teacher, folder=untrained, template=template)
+
+
+def _clock(context: StageContext, *, grid: str) -> Clock:
+    from edgedistill.quant.plan import plan_of
+    from edgedistill.train.speed import Clock
+
+    threads = context.recipe.threads or usable_cores()
+    return Clock(context.lent["write_gguf"], context.lent["decode_times"], plan_of(grid), threads)
 
 
 def _greedy(context: StageContext, asked: list[list[int]], *, threads: int) -> list[list[int]]:
