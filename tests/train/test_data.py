@@ -24,6 +24,7 @@ from edgedistill.train.data import (
     pack,
     record_examples,
     split_examples,
+    untaught,
 )
 
 IDENTITY = CacheIdentity(tokenizer="t", template="c", teacher="r")
@@ -112,6 +113,30 @@ def test_teacher_rows_follow_their_text_into_the_smaller_vocabulary(tmp_path):
         record_examples([record((13,), (2,), taught=False)], id_map=id_map, cache=cache)
     with pytest.raises(InputError, match="distributions for record rec, found none"):
         record_examples([one.model_copy(update={"answer_ids": (12, 11)})], cache=cache)
+    with pytest.raises(InputError, match="expected the distributions of another for record rec, found those of r "):
+        record_examples([one.model_copy(update={"teacher": "another"})], cache=cache)
+
+
+def test_one_text_of_two_teachers_has_the_distributions_of_each(tmp_path):
+    one, paths = record((10, 11), (12, 2)), []
+    for place, identity in enumerate((IDENTITY, replace(IDENTITY, teacher="s"))):
+        key = row_key(one.prompt_ids, one.answer_ids, identity=identity)
+        paths.append(tmp_path / str(place))
+        write_cache(paths[-1], {key: make_row([[12 + place], [2]], np.log([[0.9], [0.8]]))}, identity=identity)
+    cache = open_cache(paths, teachers={"s"})
+    examples = record_examples([one.model_copy(update={"teacher": name}) for name in "sr"], cache=cache)
+    assert [e.top_ids.tolist() for e in examples] == [[[13], [2]], [[12], [2]]]
+
+
+def test_records_that_are_learnt_from_text_alone_are_counted_by_teacher():
+    records = [record((10,), (n, 2)).model_copy(update={"teacher": "ab"[n % 2]}) for n in range(5)]
+    plain = [example([10, n, 2], 1) for n in range(5)]
+    taught = [replace(e, top_ids=np.zeros((2, 1)), top_logprobs=np.zeros((2, 1))) for e in plain]
+    assert untaught(records, taught) == []
+    (said,) = untaught(records, [*taught[:1], *plain[1:2], *taught[2:]])
+    assert said.startswith("4 of 5 records have their teacher's distributions (3 of 3 of a, 1 of 2 of b), the others")
+    (said,) = untaught(records[::2], plain[::2])
+    assert said.startswith("0 of 3 records have their teacher's distributions, the others are learnt from")
 
 
 def test_order_depends_on_seed_and_epoch_alone_and_covers_everything():
