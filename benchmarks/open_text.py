@@ -217,8 +217,8 @@ def cut(
     """Write the one student that every arm starts from."""
     cut_student(
         teacher=teacher, folder=folder, layers=settings["layers"], layer_score="influence",
-        vocab=settings["vocab"], target_parameters=None, target_bytes=None, grid="q4_0", steps=1, records=records,
-        template=chat.template_of(chat.load_tokenizer(teacher)), report=report,
+        vocab=settings["vocab"], target_parameters=None, target_bytes=None, target_tokens_per_s=None, grid="q4_0",
+        steps=1, records=records, template=chat.template_of(chat.load_tokenizer(teacher)), report=report,
         **{name: settings[name] for name in ("ffn", "heads", "kv_heads", "hidden")},
     )  # fmt: skip
 
