@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import gguf
@@ -23,8 +26,10 @@ from edgedistill.export.imatrix import (
     read_moments,
     write_imatrix,
 )
+from edgedistill.export.quantize import quantize_gguf
 from edgedistill.runtimes.gguf_file import read_gguf
 
+LLAMA_QUANTIZE = os.environ.get("EDGEDISTILL_LLAMA_QUANTIZE") or shutil.which("llama-quantize")
 CHUNKS = [[(7 * i + 3 * j) % 500 for j in range(48)] for i in range(3)]
 
 
@@ -88,6 +93,25 @@ def test_file_is_llama_cpps_format_and_reads_back(model: Path, tmp_path: Path) -
     again = read_imatrix(tmp_path / "i.gguf")
     assert again.counts == imatrix.counts and again.datasets == ("made up",)
     assert all(np.array_equal(again.sums[name], sums) for name, sums in imatrix.sums.items())
+
+
+@pytest.mark.skipif(
+    LLAMA_QUANTIZE is None, reason="no llama-quantize on PATH; build llama.cpp, name it in EDGEDISTILL_LLAMA_QUANTIZE"
+)
+def test_llama_quantize_reads_the_file_and_weighs_as_we_do(model: Path, tmp_path: Path) -> None:
+    imatrix = collect_imatrix(model / "f16.gguf", CHUNKS, threads=1, dataset="made up")
+    write_imatrix(imatrix, tmp_path / "i.gguf")
+    files = {name: tmp_path / f"{name}.gguf" for name in ("theirs", "ours", "unweighed")}
+    command = [LLAMA_QUANTIZE, "--imatrix", tmp_path / "i.gguf", model / "f16.gguf", files["theirs"], "Q4_0", "1"]
+    said = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    assert "importance matrix" in said.stdout + said.stderr
+    how = {"source": model / "f16.gguf", "scheme": "Q4_0", "threads": 1}
+    quantize_gguf(**how, out=files["ours"], importances=imatrix.means())
+    quantize_gguf(**how, out=files["unweighed"])
+    theirs, ours, unweighed = (
+        {tensor.name: tensor.data.tobytes() for tensor in gguf.GGUFReader(path).tensors} for path in files.values()
+    )
+    assert ours == theirs and ours != unweighed
 
 
 def test_text_is_cut_into_whole_chunks() -> None:
