@@ -196,7 +196,8 @@ def projection_text(found: dict[str, Any]) -> str:
                 f"from {of} and {speed['residuals']} leave-one-out residuals"
             )
     if found["decode_tokens_per_s"]["extrapolated"]:
-        lines.append("note: no anchor reads as few or as many bytes per token, so the band was tested on none such")
+        read = quantity(found["model_bytes"], "bytes")
+        lines.append(f"note: no anchor reads as few or as many bytes per token as {read}, so no band was tested there")
     return "\n".join(lines)
 
 

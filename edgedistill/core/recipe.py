@@ -14,7 +14,7 @@ from edgedistill.core.errors import InputError
 from edgedistill.core.kinds import KINDS
 from edgedistill.core.measurement import Workload
 from edgedistill.core.metric import parse_quantity
-from edgedistill.core.model import Noun, Positive
+from edgedistill.core.model import Noun, Positive, Size
 from edgedistill.core.recipe_train import Train
 from edgedistill.core.task import Task
 from edgedistill.core.teacher import API_ENGINES, Teacher
@@ -85,7 +85,7 @@ class Cut(Noun):
     hidden: Positive | None = None
     vocab: Positive | None = None
     target_parameters: Positive | None = None
-    target_bytes: float | str | None = None
+    target_bytes: Size | None = None
     grid: Literal["q4_0", "q8_0"] = "q4_0"
     steps: Literal[1, 2] = 1
 
@@ -93,8 +93,6 @@ class Cut(Noun):
     def _sizes_or_one_target(self) -> Cut:
         if self.target_parameters and self.target_bytes is not None:
             raise ValueError("expected target_parameters or target_bytes, found both")
-        if self.target_bytes is not None and self.most_bytes <= 0:
-            raise ValueError(f"target_bytes = {self.target_bytes!r}: expected more than nothing")
         if self.layers is None and not self.target_parameters and self.target_bytes is None:
             raise ValueError("expected layers, or a target_parameters or target_bytes to choose them by")
         return self
@@ -132,7 +130,7 @@ class Export(Noun):
     teacher_variants: tuple[Literal["gguf-q8_0", "gguf-q4_0"], ...] = ("gguf-q4_0",)
     parity_texts: Positive = 16
     calibrate: bool = False
-    max_bytes: float | str | None = None
+    max_bytes: Size | None = None
 
     @property
     def mixed(self) -> tuple[Variant, ...]:
@@ -148,8 +146,6 @@ class Export(Noun):
             raise ValueError(f'expected max_bytes, such as "60 MB", for the variant {self.mixed[0]}, found none')
         if self.max_bytes is not None and not self.mixed:
             raise ValueError("expected gguf-mixed or onnx-mixed in variants, which max_bytes is for, found neither")
-        if self.most_bytes is not None and self.most_bytes <= 0:
-            raise ValueError(f"max_bytes = {self.max_bytes!r}: expected more than nothing")
         return self
 
     @model_validator(mode="after")

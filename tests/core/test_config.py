@@ -148,12 +148,35 @@ def _written(path: Path, text: str) -> Path:
         ({}, "expected layers, or a target_parameters or target_bytes to choose them by"),
         ({"target_parameters": 1, "target_bytes": "2 MB"}, "expected target_parameters or target_bytes, found both"),
         ({"target_bytes": "2 miles"}, "expected a number or a text such as '150 MB'"),
-        ({"target_bytes": 0}, "target_bytes = 0.0: expected more than nothing"),
+        ({"target_bytes": 0}, "student.cut.target_bytes: found 0; expected at least one byte, such as '150 MB'"),
     ],
 )
 def test_a_cut_has_sizes_or_one_target(cut: dict[str, object], sentence: str) -> None:
     (line,) = refusal(student={"cut": cut})
     assert sentence in line
+
+
+QUANTITY = "expected a number or a text such as '{}'"
+
+
+@pytest.mark.parametrize(
+    ("tables", "place", "found", "example"),
+    [
+        ({"export": {"variants": ["gguf-mixed"], "release": [], "max_bytes": "60 XB"}}, "export.max_bytes", "60 XB", 0),
+        ({"student": {"cut": {"target_bytes": "2 miles"}}}, "student.cut.target_bytes", "2 miles", 0),
+        ({"budget": {"b": {"metric": "artifact_bytes", "max": "4 ZB"}}}, "budget.b.max", "4 ZB", 0),
+        ({"budget": {"b": {"metric": "kld_nats", "min_ratio": "5 s"}}}, "budget.b.min_ratio", "5 s", 1),
+        (
+            {"budget": {"b": {"metric": "ttft_ms", "target": "local-cpu", "max": "2 MB"}}},
+            *("budget.b.max", "2 MB", 2),
+        ),
+    ],
+)
+def test_a_wrong_quantity_is_told_by_its_key_with_an_example(
+    tables: dict[str, object], place: str, found: str, example: int
+) -> None:
+    (line,) = refusal(**tables)
+    assert line.startswith(f"{place}: found {found!r}; {QUANTITY.format(('150 MB', '95 %', '40 ms')[example])}")
 
 
 def test_a_target_in_bytes_is_read_with_its_unit() -> None:
