@@ -10,7 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from edgedistill.core.errors import InputError
 from edgedistill.core.recipe import find_recipe, load_recipe, shipped_recipes
 from edgedistill.core.target import all_targets, load_target
-from edgedistill.plan import STAGES
+from edgedistill.stages import STAGES
 
 
 def test_every_shipped_recipe_is_valid() -> None:
