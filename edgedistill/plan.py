@@ -15,6 +15,7 @@ from edgedistill.core.artifact import Manifest, content_digest
 from edgedistill.core.config import did_you_mean, validate_overridden
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import read_json, write_json
+from edgedistill.core.needs import check_needs
 from edgedistill.core.recipe import Recipe, find_recipe, load_recipe
 from edgedistill.core.runfolder import FOLDERS, Reporter, StageState, read_manifest, stage_state
 from edgedistill.core.sequential import plan_looks
@@ -93,6 +94,17 @@ def plan(run: Run, *, until: str | None = None, verify: bool = False) -> list[St
     return steps
 
 
+def check(run: Run, *, until: str | None = None) -> None:
+    """Hold the recipe against what every stage up to `until` will ask of it, so that none fails for that late.
+
+    Raises:
+        InputError: a split, model or variant that a stage works on is not named, or not there.
+        MissingError: a stage needs a package that is not installed.
+    """
+    for stage in needed(until):
+        check_needs(run.recipe, stage.name)
+
+
 def execute(
     run: Run,
     report: Reporter,
@@ -110,11 +122,13 @@ def execute(
 
     Raises:
         InputError: another process works on this run, or a file or target that the recipe names is absent.
+        MissingError: a stage needs a package that is not installed.
         StageError: a stage failed, or `only` names a stage whose inputs are not done.
     """
     stages = [STAGES[only]] if only else needed(until)
-    for stage in stages:
-        stage.parameters(run.recipe)  # a file or target that a late stage lacks is said before the first one begins
+    for stage in stages:  # what a late stage lacks is said before the first one begins
+        check_needs(run.recipe, stage.name)
+        stage.parameters(run.recipe)
     if only:
         _require_inputs(run, only, verify=verify)
     with _locked(run.folder) as lock:

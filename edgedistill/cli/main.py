@@ -157,7 +157,9 @@ def plan(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, 
     from edgedistill import plan as stages
     from edgedistill.cli import show
 
-    steps = stages.plan(stages.resolve(reference, tuple(overrides or ()), runs_dir=runs_dir))
+    meant = stages.resolve(reference, tuple(overrides or ()), runs_dir=runs_dir)
+    stages.check(meant)
+    steps = stages.plan(meant)
     _print(show.steps_json(steps) if as_json else show.steps_table(steps), as_json=as_json)
 
 

@@ -129,6 +129,13 @@ METRICS: dict[Metric, MetricInfo] = {
     ),
 }
 
+FULL = frozenset(  # what bench.profile = "full" alone measures
+    {
+        *(Metric.DOWNLOAD_BYTES, Metric.WARM_LOAD_MS, Metric.TTFT_TEXT_MS, Metric.SUSTAINED_RATIO, Metric.MEM_FITS),
+        *(Metric.BYTES_READ_PER_TOKEN, Metric.BANDWIDTH_SHARE_RATIO, Metric.ENERGY_PER_TOKEN_J),
+    }
+)
+
 _SIZES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _TIMES = {"ms": 1.0, "s": 1e3, "min": 60e3, "us": 1e-3, "µs": 1e-3}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from edgedistill.core.metric import parse_quantity
 
@@ -21,6 +21,7 @@ def _bytes_of(value: Any) -> Any:
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Size = Annotated[float | str, AfterValidator(_some_bytes)]  # kept as it is written: stages depend on that
 InBytes = BeforeValidator(_bytes_of)  # lets a number of bytes be written as "150 MB", too
 

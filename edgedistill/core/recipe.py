@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from edgedistill.core.budget import Budget
+from edgedistill.core.arms import arm_name
+from edgedistill.core.budget import PREVIOUS, Budget
 from edgedistill.core.config import did_you_mean, load_toml, validate_overridden
 from edgedistill.core.corpus import HUB, SPLITS, Data
 from edgedistill.core.errors import InputError
 from edgedistill.core.kinds import KINDS
-from edgedistill.core.measurement import Workload
+from edgedistill.core.measurement import QUICK, Workload
+from edgedistill.core.metric import FULL, METRICS, Metric
 from edgedistill.core.model import Noun
 from edgedistill.core.recipe_tables import Bench, Eval, Export, Gate, Student, Synth
 from edgedistill.core.recipe_train import Train
@@ -138,12 +140,47 @@ class Recipe(Noun):
                 if artifact not in self.export.variants:
                     near = did_you_mean(artifact, self.export.variants)
                     raise ValueError(f"budget.{identity}.artifacts: {artifact!r} is not in export.variants{near}")
+            if not budget.artifacts and not self.export.release:
+                raise ValueError(
+                    f"budget.{identity}.artifacts: expected what is judged, found none and no export.release either"
+                )
         if self.bench.further_blocks > self.gate.settle_blocks:
             raise ValueError(
                 f"expected bench.further_blocks <= gate.settle_blocks, found {self.bench.further_blocks} and "
                 f"{self.gate.settle_blocks}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _budgets_compare_with_what_is_measured(self) -> Recipe:
+        """Else the gate finds, hours later, that there is nothing to judge."""
+        for identity, budget in self.budget.items():
+            place, full = f"budget.{identity}", budget.metric in FULL
+            if self.bench.profile == "quick" and (full or budget.workload not in (None, *QUICK)):
+                what = budget.metric.value if full else f"the workload {budget.workload}"
+                raise ValueError(f'{place}: expected bench.profile = "full", which measures {what}, found "quick"')
+            if budget.against not in (known := (*self.models(), PREVIOUS)):
+                near = did_you_mean(budget.against, known)
+                raise ValueError(f"{place}.against = {budget.against!r} is no model of this run{near}")
+            relative = budget.max_ratio is not None or budget.min_ratio is not None
+            if relative and budget.against not in (*self.models(budget.metric), PREVIOUS):
+                raise ValueError(
+                    f"{place}.against: expected a model whose {budget.metric.value} is measured, such as "
+                    f"{', '.join(self.models(budget.metric)[:3])}, found {budget.against!r}"
+                )
+        return self
+
+    def models(self, metric: Metric | None = None) -> tuple[str, ...]:
+        """Names of the models that a run makes, or of those whose `metric` it measures; the teacher comes first."""
+        artifacts = (*(f"teacher-{name}" for name in self.export.teacher_variants), *self.export.variants)
+        if metric in (Metric.KLD_NATS, Metric.TOP1_RATIO):  # taken against the float model
+            return artifacts
+        if metric is not None and METRICS[metric].source == "bench":
+            return ("teacher", *artifacts)
+        trained = {"student": True, "control": self.train.control, "gold": self.train.arms.gold}
+        arms = (arm_name(arm, number + 1) for arm, there in trained.items() if there
+                for number in range(self.train.arms.seeds))  # fmt: skip
+        return ("teacher", *artifacts, "untrained", *arms)
 
 
 def _require_targets(references: tuple[str, ...]) -> None:
@@ -205,7 +242,7 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     for section in (data.get("teacher"), data.get("student"), *(further if isinstance(further, list) else ())):
         if not isinstance(section, dict) or section.get("engine") in API_ENGINES:
             continue  # an API's name of a model is no path
-        if isinstance(section.get("model"), str):
+        if isinstance(section.get("model"), str) and section["model"].strip():
             local = folder / section["model"]
             section["model"] = str(local.resolve()) if local.exists() else section["model"]
     return data

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgedistill.core.metric import parse_quantity
-from edgedistill.core.model import Noun, Positive, Size
+from edgedistill.core.model import Noun, Positive, Size, Text
 from edgedistill.core.teacher import Teacher
 
 VARIANTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
@@ -58,6 +58,9 @@ class Synth(Noun):
     judge: Judging | None = None
 
 
+Multiple = Annotated[int, Field(ge=1, multiple_of=32)]  # what a block of the grids holds
+
+
 class Cut(Noun):
     """How the student is cut from the teacher: layers kept (a list, or how many), widths, vocabulary size.
 
@@ -69,15 +72,22 @@ class Cut(Noun):
 
     layers: tuple[int, ...] | Positive | None = None
     layer_score: Literal["loss", "influence"] = "loss"
-    ffn: Positive | None = None
+    ffn: Multiple | None = None
     heads: Positive | None = None
     kv_heads: Positive | None = None
-    hidden: Positive | None = None
-    vocab: Positive | None = None
+    hidden: Multiple | None = None
+    vocab: Multiple | None = None
     target_parameters: Positive | None = None
     target_bytes: Size | None = None
     grid: Literal["q4_0", "q8_0"] = "q4_0"
     steps: Literal[1, 2] = 1
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_are_distinct(cls, layers: tuple[int, ...] | int | None) -> tuple[int, ...] | int | None:
+        if isinstance(layers, tuple) and (not layers or min(layers) < 0 or len(set(layers)) < len(layers)):
+            raise ValueError("expected distinct layers from 0 on, at least one")
+        return layers
 
     @model_validator(mode="after")
     def _sizes_or_one_target(self) -> Cut:
@@ -95,7 +105,7 @@ class Cut(Noun):
 class Student(Noun):
     """The model that learns: cut from the teacher, or a model reference with the teacher's tokenizer."""
 
-    model: str | None = None
+    model: Text | None = None
     cut: Cut | None = None
 
     @model_validator(mode="after")
@@ -161,7 +171,7 @@ class Bench(Noun):
     again.
     """
 
-    targets: tuple[str, ...] = ("local-cpu", "mobile-class")
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("local-cpu", "mobile-class")
     profile: Literal["quick", "full"] = "quick"
     blocks: Positive = 6
     further_blocks: Annotated[int, Field(ge=0)] = 0

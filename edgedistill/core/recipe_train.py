@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from edgedistill.core.model import Noun, Positive, Share
+from edgedistill.core.model import Noun, Positive, Share, Text
 
 
 class Lora(Noun):
@@ -54,7 +54,7 @@ class Match(Noun):
 class FurtherTeacher(Noun):
     """A model of the same tokenizer whose distributions count with this weight beside the recipe's teacher's."""
 
-    model: str
+    model: Text
     weight: Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -338,7 +338,7 @@ def _weights(context: StageContext) -> Path:
     """What the recipe's engine opens: the teacher's folder, or for llama.cpp the GGUF that the teacher came from.
 
     Raises:
-        InputError: llama.cpp is asked for, and the teacher is adapted or no GGUF.
+        InputError: llama.cpp is asked for, and the teacher is no GGUF.
     """
     from edgedistill.runtimes.sources import resolve_model
 
@@ -346,9 +346,8 @@ def _weights(context: StageContext) -> Path:
     if teacher.engine == "hf":
         return context.folder_of("teacher")
     source = resolve_model(teacher.model)
-    if source.gguf is None or teacher.adapt is not None:
-        found = "an adapted one" if teacher.adapt is not None else repr(teacher.model)
+    if source.gguf is None:
         raise InputError(
-            f'teacher.engine = "{teacher.engine}" expects a GGUF teacher as it is, found {found}; use engine "hf"'
+            f'teacher.engine = "{teacher.engine}" expects a GGUF teacher, found {teacher.model!r}; use engine "hf"'
         )
     return source.gguf
