@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,16 +24,26 @@ from edgedistill.stage_process import run_in_process
 from edgedistill.stages import STAGES, Stage
 
 LOCK_FILE = "recipe.lock.json"
+RUNS = Path("runs")
 SOURCE_FILE = "recipe.source.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe, the folder its results lie in, and the TOML file it was read from (a run's folder only names it)."""
+    """A recipe, the folder its results lie in, and the TOML file it was read from (a run's folder only names it).
+
+    `asked` are the command line's words for it.
+    """
 
     recipe: Recipe
     folder: Path
     source: Path | None = None
+    asked: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The command that runs it, in the words it was asked for: its folder need not be there yet."""
+        return shlex.join(("edgedistill", "run", *(self.asked or (str(self.folder),))))
 
 
 @dataclass(frozen=True)
@@ -46,22 +57,24 @@ class Step:
     seconds: float | None = None
 
 
-def resolve(reference: str, overrides: tuple[str, ...] = (), *, runs_dir: Path = Path("runs")) -> Run:
+def resolve(reference: str, overrides: tuple[str, ...] = (), *, runs_dir: Path = RUNS) -> Run:
     """The run meant by a recipe's path, a shipped recipe's name, or the folder of an earlier run. Writes nothing.
 
     Raises:
         InputError: nothing of that name, or every error of the recipe.
     """
     folder = Path(reference)
+    asked = (reference, *(word for one in overrides for word in ("--set", one)))
     if (folder / LOCK_FILE).is_file():
         data = read_json(folder / LOCK_FILE)
         recipe = validate_overridden(Recipe, data, overrides, source=str(folder / LOCK_FILE))
-        return Run(recipe, folder, _source_of(folder))
+        return Run(recipe, folder, _source_of(folder), asked)
     if folder.is_dir():
         raise InputError(f"expected a run folder, found no {LOCK_FILE} in {folder}; name a recipe or a run's folder")
     path = find_recipe(reference)
     recipe = load_recipe(path, overrides)
-    return Run(recipe, runs_dir / recipe.name, path.resolve())
+    asked += () if runs_dir == RUNS else ("--runs-dir", str(runs_dir))
+    return Run(recipe, runs_dir / recipe.name, path.resolve(), asked)
 
 
 def needed(until: str | None) -> list[Stage]:
@@ -121,9 +134,10 @@ def execute(
     an accelerate configuration.
 
     Raises:
-        InputError: another process works on this run, or a file or target that the recipe names is absent.
+        InputError: another process works on this run, a file or target that the recipe names is absent, or `only` names
+            a stage whose inputs are not done.
         MissingError: a stage needs a package that is not installed.
-        StageError: a stage failed, or `only` names a stage whose inputs are not done.
+        StageError: a stage failed.
     """
     stages = [STAGES[only]] if only else needed(until)
     for stage in stages:  # what a late stage lacks is said before the first one begins
@@ -157,8 +171,8 @@ def settle(
     Blocks that are there stay; the looks are those that `gate.settle_blocks` declares (`core.sequential`).
 
     Raises:
-        InputError: the recipe declares no further blocks.
-        StageError: a stage failed, or what comes before the gate is not done.
+        InputError: the recipe declares no further blocks, or what comes before the gate is not done.
+        StageError: a stage failed.
     """
     recipe = run.recipe
     if not recipe.gate.settle_blocks:
@@ -222,8 +236,9 @@ def _run_step(run: Run, stage: Stage, step: Step, *, report: Reporter, lock: int
 def _require_inputs(run: Run, name: str, *, verify: bool) -> None:
     before = [step for step in plan(run, until=name, verify=verify)[:-1] if step.state != "done"]
     if before:
-        found = "; ".join(f"{step.stage} is {step.state} ({step.why})" for step in before)
-        raise StageError(f"{name} needs what comes before it done, found: {found}; run `edgedistill run {run.folder}`")
+        told = [step for step in before if not step.why.startswith("waits for")]
+        found = "; ".join(f"{step.stage} is {step.state} ({step.why})" for step in told)
+        raise InputError(f"{name} needs what comes before it done, found: {found}; run `{run.command}` first")
 
 
 def _source_of(folder: Path) -> Path | None:

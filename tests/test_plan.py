@@ -260,7 +260,9 @@ def test_a_gate_without_measurements_is_refused(monkeypatch: pytest.MonkeyPatch,
     use(monkeypatch)
     run = plan.Run(quickstart(), tmp_path / "run")
     plan.execute(run, SilentReporter(), until="export")
-    with pytest.raises(StageError, match=r"gate needs .* eval is todo \(never run\); bench is todo \(never run\)"):
+    with pytest.raises(
+        InputError, match=r"gate needs .*, found: eval is todo \(never run\); bench is todo \(never run\);"
+    ):
         plan.execute(run, SilentReporter(), only="gate")
 
 

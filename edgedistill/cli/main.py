@@ -29,7 +29,8 @@ def _size(text: str) -> float:
 
 app = typer.Typer(
     help="From a teacher model and a prompt file to measured, gated GGUF and ONNX artifacts for small devices.",
-    epilog="Exit codes: 0 ok or pass, 1 gate failed, 2 bad input, 3 inconclusive, 4 stage failed, 5 something missing.",
+    epilog="Exit codes: 0 ok or pass, 1 gate failed, 2 bad input or nothing run yet, 3 inconclusive, 4 stage failed, "
+    "5 something missing.",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,

@@ -42,8 +42,7 @@ def gate(
         outputs: `junit`, `sarif`, `badge`, `summary` → where to write; None: nowhere.
 
     Raises:
-        InputError: a file to write is a folder.
-        StageError: a stage before the gate is not done, so there is nothing to judge.
+        InputError: a file to write is a folder, or a stage before the gate is not done: there is nothing to judge.
     """
     _require_no_folders({**outputs, "save-baseline": None if save_baseline is None else baseline_path(save_baseline)})
     if baseline is not None:

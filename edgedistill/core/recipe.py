@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -207,14 +208,24 @@ def find_recipe(reference: str) -> Path:
     path = Path(reference)
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
-            raise InputError(f"expected a recipe at {path}, found no such file")
+            raise InputError(f"expected a recipe at {path}, found no such file; correct the path")
         return path
     shipped = shipped_recipes()
     if reference not in shipped and ("/" in reference or path.suffix):
-        raise InputError(f"expected a recipe, a run's folder or a model at {reference}, found none there")
+        raise InputError(
+            f"expected a recipe, a run's folder or a model at {reference}, found none there; {_advice(path)}"
+        )
     if reference not in shipped:
         raise InputError(f"expected a recipe file or name, found {reference!r}{did_you_mean(reference, shipped)}")
     return shipped[reference]
+
+
+def _advice(path: Path) -> str:
+    """What to do about a run's folder, or anything else, that is not there."""
+    if path.name not in shipped_recipes():
+        return "correct the path, or run its recipe first: `edgedistill run RECIPE`"
+    elsewhere = [] if path.parent == Path("runs") else ["--runs-dir", str(path.parent)]
+    return f"run `{shlex.join(['edgedistill', 'run', path.name, *elsewhere])}` first"
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
