@@ -43,6 +43,17 @@ class Subject:
     artifact: Artifact | None = None
 
 
+def check_there(*given: Path) -> None:
+    """Say that a model is absent before the files of another are hashed, which takes its time.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    for one in given:
+        if not one.exists():
+            raise InputError(_no_model(one))
+
+
 def open_subject(given: Path, *, rehash: bool = True) -> Subject:
     """Find out what lies at `given` and check its structure: a GGUF file, an artifact's, genai's or HF's folder.
 
@@ -72,7 +83,11 @@ def open_subject(given: Path, *, rehash: bool = True) -> Subject:
     if given.is_dir() and (folder / "config.json").is_file():
         check_folder(folder)
         return Subject(str(given), "hf", folder, folder, "", None)
-    raise InputError(
+    raise InputError(_no_model(given))
+
+
+def _no_model(given: Path) -> str:
+    return (
         "expected a .gguf file or a folder with one, an ONNX folder with genai_config.json, or a Hugging Face folder, "
         f"found {'nothing' if not given.exists() else 'none of them'} at {given}; give the model's own file or folder"
     )
