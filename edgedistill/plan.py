@@ -18,12 +18,11 @@ from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import read_json, write_json
 from edgedistill.core.needs import check_needs
 from edgedistill.core.recipe import Recipe, find_recipe, load_recipe
-from edgedistill.core.runfolder import FOLDERS, Reporter, StageState, read_manifest, stage_state
+from edgedistill.core.runfolder import FOLDERS, LOCK_FILE, Reporter, StageState, read_manifest, stage_state
 from edgedistill.core.sequential import plan_looks
 from edgedistill.stage_process import run_in_process
 from edgedistill.stages import STAGES, Stage
 
-LOCK_FILE = "recipe.lock.json"
 RUNS = Path("runs")
 SOURCE_FILE = "recipe.source.json"
 

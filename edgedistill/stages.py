@@ -11,7 +11,7 @@ from edgedistill.core.corpus import HUB, SPLITS
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import sha256_file
 from edgedistill.core.host import host_id, now
-from edgedistill.core.recipe import Recipe
+from edgedistill.core.recipe import Recipe, shipped_recipes
 from edgedistill.core.target import measured_target
 
 LABELLED = ("data/gold.jsonl", "data/prompts.jsonl", "teacher")
@@ -125,7 +125,9 @@ def _task(recipe: Recipe, *names: str) -> dict[str, Any]:
 
 def _file_hash(path: str) -> str:
     if not Path(path).is_file():
-        raise InputError(f"expected a file at {path}, as the recipe names it, found none")
+        shipped = Path(path).parent in {recipe.parent for recipe in shipped_recipes().values()}
+        advice = "copy the shipped recipe beside your own files" if shipped else "put it there, or name another"
+        raise InputError(f"expected a file at {path}, as the recipe names it, found none; {advice}")
     return sha256_file(Path(path))
 
 

@@ -340,7 +340,9 @@ def test_a_local_model_that_changed_makes_its_stage_stale(tiny_llama: Path, tmp_
 def test_a_named_file_that_is_absent_is_bad_input(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('name="mine"\n[data]\nprompts="no.jsonl"\n[teacher]\nmodel="m/m"\n[student]\nmodel="m/m"\n')
-    with pytest.raises(InputError, match=r"expected a file at .*no\.jsonl, as the recipe names it, found none"):
+    with pytest.raises(
+        InputError, match=r"expected a file at .*no\.jsonl, as the recipe names it, found none; put it there"
+    ):
         plan.plan(plan.resolve(str(recipe), runs_dir=tmp_path))
 
 

@@ -46,7 +46,8 @@ RunFolder = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart, or its recipe.")
 ]
 Model = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="A recipe, a run's folder, a GGUF file, or an ONNX or HF folder.")
+    str | None,
+    typer.Argument(metavar="MODEL", help="A recipe, a run's folder, a .gguf or .onnx file, an ONNX or HF one."),
 ]
 Targets = Annotated[
     list[str] | None, typer.Option("--target", metavar="ID", help="Show or measure on this target; may be repeated.")
@@ -99,6 +100,9 @@ ArtifactPath = Annotated[
 Against = Annotated[
     Path,
     typer.Option("--against", metavar="MODEL", help="The Hugging Face folder, or another artifact of the release."),
+]
+Source = Annotated[
+    Path, typer.Option("--against", metavar="MODEL", help="The Hugging Face folder that it was made from.")
 ]
 TextFile = Annotated[
     Path | None, typer.Option("--text", metavar="FILE", help="Text or JSONL to predict, instead of plain English.")
@@ -178,6 +182,8 @@ def synth(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS,
     """Run phase 1: data, teacher, the teacher's answers."""
     from edgedistill.cli.follow import follow, looked_at
 
+    if as_json and not (sample or dry_run):
+        raise typer.BadParameter("expected --sample N or --dry-run with it, found neither", param_hint="--json")
     if sample or dry_run:
         data, text = looked_at(reference, tuple(overrides or ()), runs_dir=runs_dir, count=0 if dry_run else sample)
         _print(data if as_json else text, as_json=as_json)
@@ -242,7 +248,7 @@ def verify(artifact: ArtifactPath, against: Against, text: TextFile = None, as_j
 
 
 @app.command()
-def diagnose(artifact: ArtifactPath, against: Against, as_json: Json = False) -> None:
+def diagnose(artifact: ArtifactPath, against: Source, as_json: Json = False) -> None:
     """Name the first place where an artifact parts from its model.
 
     Exit code 1 when there is one.
@@ -294,7 +300,7 @@ def status(reference: RunFolder, runs_dir: RunsDir = RUNS, verify: Verify = Fals
 
 
 @app.command()
-def compare(references: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+def compare(references: Annotated[list[str], typer.Argument(metavar="RUN", help="Folders of runs, or recipes.")],
             runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:  # fmt: skip
     """Set every artifact beside its teacher."""
     from edgedistill.cli import show

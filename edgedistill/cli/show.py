@@ -63,17 +63,21 @@ def estimate_text(found: dict[str, Any]) -> str:
 
 
 def _estimate_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    most, spent, money = found["at_most"], found["spent"], found["currency"] or ""
+    money = found["currency"] or ""
 
-    def cost(amount: float | None) -> str:
-        return "unknown: no [teacher.price]" if amount is None else f"{amount:,.2f} {money}".strip()
+    def cost(part: dict[str, Any]) -> str:
+        return f"{part['cost']:,.2f} {money}".strip()
 
+    costs = ("cost", "unknown: no [teacher.price]", "")
+    if found["cost"] is not None:
+        most, spent = cost(found["at_most"]), cost(found["spent"])
+        costs = ("cost", cost(found), f"at most {most}; spent so far {spent}")
     limits = [f"{value:,.10g} {money if name == 'money' else name}" for name, value in found["limits"].items() if value]
     return [
         ("teacher", found["teacher"], ""),
         ("requests", f"{found['requests']:,}", f"{found['answered']:,} of {found['prompts']:,} prompts are answered"),
         *_token_rows(found),
-        ("cost", cost(found["cost"]), f"at most {cost(most['cost'])}; spent so far {cost(spent['cost'])}"),
+        costs,
         ("time", "unknown" if found["seconds"] is None else duration(found["seconds"]), ""),
         ("limits", ", ".join(limits) or "none", ""),
         ("estimated from", found["from"], ""),

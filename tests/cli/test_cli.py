@@ -82,6 +82,8 @@ def test_help_is_quick() -> None:
         (["run", "quickstart", "--runs-dir", "/dev/null"], 4, "Not a directory; make room or give access"),
         (["report", "quickstart"], 2, "gate needs what comes before it done, found: data is todo (never run); run"),
         (["status", "runs/quickstart"], 2, "found none there; run `edgedistill run quickstart` first"),
+        (["synth", "quickstart", "--json"], 2, "Invalid value for --json: expected --sample N or --dry-run with it"),
+        (["plan", "phi4-mini"], 2, "as the recipe names it, found none; copy the shipped recipe beside your own files"),
         (["gate", "a/quickstart"], 2, "run `edgedistill run quickstart --runs-dir a` first"),
         (["bench", "none.gguf"], 2, "expected a recipe, a run's folder or a model at none.gguf, found none there"),
         (["gate", "runs/nope"], 2, "at runs/nope, found none there; correct the path, or run its recipe first"),

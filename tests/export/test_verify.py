@@ -189,6 +189,10 @@ def test_what_is_no_model_is_refused_with_a_sentence(made: Made, tmp_path: Path)
     for given, found in ((tmp_path / "none", "nothing"), (tmp_path, "none of them")):
         with pytest.raises(InputError, match=f"expected a .gguf file.*found {found} at"):
             open_subject(given)
+    write_json(tmp_path / "run" / "recipe.lock.json", {})
+    for folder, command in (("30-export/gguf-q4_0", "export"), ("20-train/student", "train"), ("05-teacher", "synth")):
+        with pytest.raises(InputError, match=rf"found nothing at .*; run `edgedistill {command} .*/run` first"):
+            open_subject(tmp_path / "run" / folder)
     with pytest.raises(InputError, match="expected an artifact"):
         verified(made("model"), against=made("model"))
     folder = tmp_path / "config"

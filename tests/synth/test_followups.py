@@ -230,8 +230,8 @@ def test_a_total_has_money_by_currency_and_names_what_has_no_price() -> None:
     total = total_of(parts)
     assert total["cost"] == {"USD": 3.0, "EUR": 1.5} and total["unpriced"] == ["d"]
     assert (total["requests"], total["input_tokens"], total["seconds"]) == (12, 4, None)
-    shown = estimate_text(first | {"further": others, "total": total}).rpartition("total")[2]
-    assert "3.00 USD + 1.50 EUR + what d costs" in shown
+    *_, unpriced, shown = estimate_text(first | {"further": others, "total": total}).split("\n\n")
+    assert "3.00 USD + 1.50 EUR + what d costs" in shown and "unknown: no [teacher.price]\n" in unpriced
 
 
 def test_a_judge_s_limits_stop_it_alone(tmp_path: Path, tiny_llama: Path) -> None:
