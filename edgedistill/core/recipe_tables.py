@@ -152,7 +152,10 @@ class Export(Noun):
     def _release_is_built(self) -> Export:
         missing = sorted(set(self.release) - set(self.variants))
         if missing:
-            raise ValueError(f"release names {', '.join(missing)}, which variants does not build")
+            raise ValueError(
+                f"release names {', '.join(missing)}, which variants does not build; set release to some of "
+                f"{', '.join(self.variants) or 'them'}, or to []"
+            )
         return self
 
 

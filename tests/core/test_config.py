@@ -207,6 +207,10 @@ SHARE = {"metric": "artifact_bytes", "max_ratio": 0.5}
         ({"student": {"model": ""}}, "student.model: found ''; string should have at least 1 character"),
         ({"student": {"cut": {"layers": [0, 0]}}}, "student.cut.layers: found [0, 0]; expected distinct layers from 0"),
         ({"student": {"cut": {"layers": [0], "vocab": 100}}}, "student.cut.vocab: found 100; input should be a mult"),
+        (
+            {"export": {"variants": ["gguf-q4_0"]}},
+            "export: release names onnx-int4, which variants does not build; set release to some of gguf-q4_0, or",
+        ),
         ({"bench": {"targets": []}}, "bench.targets: found []; tuple should have at least 1 item"),
         (
             {"budget": {"b": SHARE | {"against": "gguf-q4"}}},
