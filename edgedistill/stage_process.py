@@ -17,6 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +30,11 @@ from edgedistill.core.runfolder import FOLDERS, Reporter, StageContext, run_stag
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on the size of files
 ERRORS = {error.exit_code: error for error in (InputError, StageError, MissingError)}
+# What a stage may call of packages that it never imports; loaded when it is called.
+LENT = {
+    "write_gguf": "edgedistill.export.gguf:export_gguf_codes",
+    "decode_times": "edgedistill.bench.decode_speed:decode_times",
+}
 # The same hash order and single-threaded tokenizers in every run: an interrupted run must end byte for byte alike.
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
@@ -182,19 +188,25 @@ def main() -> None:
 
 
 def _run(order: Mapping[str, Any], report: Reporter) -> None:
-    module, _, function = order["entry"].partition(":")
     recipe = validate(Recipe, order["recipe"], source="recipe")
     context = StageContext(
-        recipe=recipe, run=Path(order["run"]), stage=order["stage"], report=report, figures={}, launch=order["launch"]
-    )
+        recipe=recipe, run=Path(order["run"]), stage=order["stage"], report=report, figures={}, launch=order["launch"],
+        lent={name: partial(_call, entry) for name, entry in LENT.items()},
+    )  # fmt: skip
     run_stage(
         context=context,
         version=order["version"],
         parameters=order["parameters"],
         inputs=order["inputs"],
         further=order["further"],
-        body=lambda context: getattr(importlib.import_module(module), function)(context),
+        body=partial(_call, order["entry"]),
     )
+
+
+def _call(entry: str, *arguments: Any, **named: Any) -> Any:
+    """A function by "module:function"; imported only when it is called."""
+    module, _, function = entry.partition(":")
+    return getattr(importlib.import_module(module), function)(*arguments, **named)
 
 
 def _cause(stage: str, error: Exception) -> str:

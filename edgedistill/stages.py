@@ -75,7 +75,8 @@ def _train(recipe: Recipe) -> dict[str, Any]:
     train = recipe.train.model_dump(mode="json", exclude=left_out)
     for further in train["further_teachers"]:
         further["model"] = _model(further["model"])
-    return {"student": student, "train": train, "task": _task(recipe, "chat_template"), "seed": recipe.seed}
+    here = {"host": host_id(), "threads": recipe.threads} if recipe.student.is_timed else {}
+    return {"student": student, "train": train, "task": _task(recipe, "chat_template"), "seed": recipe.seed} | here
 
 
 def _export(recipe: Recipe) -> dict[str, Any]:
@@ -145,7 +146,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("data", 5, "edgedistill.synth.stage:run_data", _data),
         Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
-        Stage("synth", 4, "edgedistill.synth.stage:run_synth", _synth, LABELLED),
+        Stage("synth", 5, "edgedistill.synth.stage:run_synth", _synth, LABELLED),
         Stage("train", 5, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
         Stage("export", 2, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train/student/")),
         Stage("eval", 2, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 
 from edgedistill import plan, stage_process, stages
 from edgedistill.core.errors import InputError, MissingError, StageError
+from edgedistill.core.host import host_id
 from edgedistill.core.recipe import Recipe, load_recipe, shipped_recipes
 from edgedistill.core.runfolder import FOLDERS, SilentReporter, read_manifest, stage_state
 from edgedistill.core.target import all_targets
@@ -143,6 +145,13 @@ def test_further_seeds_are_added_and_what_ships_of_the_first_stays(
     assert changed(run, run.recipe) == {}  # more than asked for is enough
 
 
+def test_a_student_cut_for_a_speed_hangs_on_the_host_and_its_threads() -> None:
+    parameters = plan.STAGES["train"].parameters
+    plain, timed = parameters(quickstart()), parameters(quickstart("student.cut.target_tokens_per_s=90", "threads=2"))
+    assert "host" not in plain and "threads" not in plain
+    assert (timed["host"], timed["threads"]) == (host_id(), 2)
+
+
 def test_stale_says_what_changed(finished: plan.Run) -> None:
     assert changed(finished, quickstart('budget.size.max="1 KB"'))["gate"] == "budget.size.max: None → '1 KB'"
 
@@ -212,6 +221,13 @@ def test_notes_progress_and_chatter_arrive_where_they_belong(monkeypatch: pytest
     assert report.notes == ["data writes"] and report.parts == [(1, 2, "halves")]
     assert told == ["todo", "running", "ran"]
     assert (run.folder / "logs" / "data.log").read_text() == "a library chatters on stdout\nand on stderr\n"
+
+
+def test_what_stages_are_lent_is_there_and_loaded_when_it_is_called() -> None:
+    for entry in stage_process.LENT.values():
+        module, _, function = entry.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+    assert stage_process._call("fractions:Fraction", 1, denominator=2) == 0.5
 
 
 def test_a_failed_stage_resumes_and_earlier_stages_stand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

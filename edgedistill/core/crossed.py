@@ -1,8 +1,9 @@
 """Intervals of models that were trained with several seeds and asked the same items: pure, seeded, standard library.
 
-Scores are `[seeds][items]`, each in [0, 1]. Seeds and items are drawn anew independently (a two-way bootstrap), because
-a mean over both varies with either. Few seeds' bootstrap claims more than it keeps, and none has a width where nothing
-disagrees, so an interval is never narrower than Student's t over the seeds, nor than the score interval of the items.
+Scores are `[seeds][items]`, each in [0, 1] but for `crossed_gap`. Seeds and items are drawn anew independently (a
+two-way bootstrap), because a mean over both varies with either. Few seeds' bootstrap claims more than it keeps, and
+none has a width where nothing disagrees, so an interval is never narrower than Student's t over the seeds, nor than
+the score interval of the items.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def crossed_mean(scores: Scores, *, confidence: float, seed: int, resamples: int
     found = _bootstrapped(scores, confidence=confidence, seed=seed, resamples=resamples)
     count = len(scores[0])
     least = wilson_interval(round(found.estimate * count), count, confidence)
-    return _clipped(_hull(found, least, _seeds_interval(_means(scores), confidence)), low=0.0)
+    return _clipped(_hull(found, least, _student_interval(_means(scores), confidence)), low=0.0)
 
 
 def crossed_difference(
@@ -42,13 +43,24 @@ def crossed_difference(
     Raises:
         ValueError: different numbers of seeds or items, or none.
     """
-    _require_same_items([*ours, *theirs])
-    if len(ours) != len(theirs):
-        raise ValueError(f"expected the same seeds for both, found {len(ours)} and {len(theirs)}")
-    away = [[a - b for a, b in zip(one, other, strict=True)] for one, other in zip(ours, theirs, strict=True)]
+    away = _paired(ours, theirs)
     found = _bootstrapped(away, confidence=confidence, seed=seed, resamples=resamples)
     least = _added_interval([statistics.fmean(item) for item in zip(*away, strict=True)], confidence)
-    return _clipped(_hull(found, least, _seeds_interval(_means(away), confidence)), low=-1.0)
+    return _clipped(_hull(found, least, _student_interval(_means(away), confidence)), low=-1.0)
+
+
+def crossed_gap(ours: Scores, theirs: Scores, *, confidence: float, seed: int, resamples: int = 2000) -> Interval:
+    """Mean of ours minus theirs of scores without bounds, such as bits per byte, paired by seed and item.
+
+    At least as wide as Student's t over the seeds, and over the items.
+
+    Raises:
+        ValueError: different numbers of seeds or items, or none.
+    """
+    away = _paired(ours, theirs)
+    found = _bootstrapped(away, confidence=confidence, seed=seed, resamples=resamples)
+    items = [statistics.fmean(item) for item in zip(*away, strict=True)]
+    return _hull(found, _student_interval(_means(away), confidence), _student_interval(items, confidence))
 
 
 def crossed_ratio(
@@ -71,7 +83,7 @@ def crossed_ratio(
         if below > 0:
             draws.append(math.fsum(a for a, _ in drawn) / below)
     found = _percentiles(statistics.fmean(ratios), draws, confidence)
-    parts = [found, _seeds_interval(ratios, confidence)]
+    parts = [found, _student_interval(ratios, confidence)]
     if {*theirs, *itertools.chain(*ours)} <= {0, 1}:
         each = [paired_proportion_ratio(list(map(bool, one)), list(map(bool, theirs)), confidence=confidence)
                 for one in ours]  # fmt: skip
@@ -79,6 +91,13 @@ def crossed_ratio(
             Interval(found.estimate, statistics.fmean(i.low for i in each), statistics.fmean(i.high for i in each))
         )
     return _clipped(_hull(*parts), low=0.0, high=math.inf)
+
+
+def _paired(ours: Scores, theirs: Scores) -> list[list[float]]:
+    _require_same_items([*ours, *theirs])
+    if len(ours) != len(theirs):
+        raise ValueError(f"expected the same seeds for both, found {len(ours)} and {len(theirs)}")
+    return [[a - b for a, b in zip(one, other, strict=True)] for one, other in zip(ours, theirs, strict=True)]
 
 
 def _bootstrapped(scores: Scores, *, confidence: float, seed: int, resamples: int) -> Interval:
@@ -106,8 +125,8 @@ def _means(scores: Scores) -> list[float]:
     return [statistics.fmean(one) for one in scores]
 
 
-def _seeds_interval(values: Sequence[float], confidence: float) -> Interval:
-    """Student's t over the seeds' values; of one seed the value alone, which says nothing of another."""
+def _student_interval(values: Sequence[float], confidence: float) -> Interval:
+    """Student's t over the values of seeds or items; of one the value alone, which says nothing of another."""
     middle = statistics.fmean(values)
     if len(values) < 2:
         return Interval(middle, middle, middle)

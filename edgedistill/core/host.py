@@ -8,12 +8,13 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from edgedistill.core.files import digest_of
+from edgedistill.core.files import cache_dir, digest_of, read_json, write_json
 
 PACKAGES = (
     "edgedistill",
@@ -99,6 +100,17 @@ def hardware() -> dict[str, Any]:
 def host_id() -> str:
     """Twelve hex digits that name this hardware without naming the machine."""
     return digest_of(hardware())[:12]
+
+
+def measured_once(kind: str, known_by: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+    """What `measure` finds of this host, as JSON values; kept in the cache by host, `kind` and `known_by`."""
+    key = {**known_by, "host": host_id()}
+    kept = cache_dir() / "measured" / kind / f"{digest_of(key)[:16]}.json"
+    if not kept.is_file():
+        found = measure()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, {"known_by": key, "found": found})
+    return read_json(kept)["found"]
 
 
 def environment() -> dict[str, Any]:

@@ -17,7 +17,8 @@ from edgedistill.core.kinds import KINDS
 from edgedistill.core.measurement import QUICK, Workload
 from edgedistill.core.metric import FULL, METRICS, Metric
 from edgedistill.core.model import Noun
-from edgedistill.core.recipe_tables import Bench, Eval, Export, Gate, Student, Synth
+from edgedistill.core.recipe_student import Student
+from edgedistill.core.recipe_tables import Bench, Eval, Export, Gate, Synth
 from edgedistill.core.recipe_train import Train
 from edgedistill.core.task import Task
 from edgedistill.core.teacher import API_ENGINES, Teacher

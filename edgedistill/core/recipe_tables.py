@@ -1,13 +1,13 @@
-"""The recipe's tables of labelling, student, export, evaluation, benchmark and gate."""
+"""The recipe's tables of labelling, export, evaluation, benchmark and gate."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from edgedistill.core.metric import parse_quantity
-from edgedistill.core.model import Noun, Positive, Size, Text
+from edgedistill.core.model import Noun, Positive, Size
 from edgedistill.core.teacher import Teacher
 
 VARIANTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
@@ -56,63 +56,6 @@ class Synth(Noun):
     reasoning: Literal["strip", "keep", "off"] = "strip"
     shorten: bool = False
     judge: Judging | None = None
-
-
-Multiple = Annotated[int, Field(ge=1, multiple_of=32)]  # what a block of the grids holds
-
-
-class Cut(Noun):
-    """How the student is cut from the teacher: layers kept (a list, or how many), widths, vocabulary size.
-
-    `layer_score` tells which layers go: by the loss without each, or by block influence, in one pass. `heads` query
-    heads stay in `kv_heads` groups of like size. Under `target_parameters`, or `target_bytes` of weights on `grid`
-    (such as "20 MB"; the tokenizer comes on top), sizes that are not given are searched for. In two `steps` each arm is
-    trained between: with fewer layers and tokens first, then with narrower layers.
-    """
-
-    layers: tuple[int, ...] | Positive | None = None
-    layer_score: Literal["loss", "influence"] = "loss"
-    ffn: Multiple | None = None
-    heads: Positive | None = None
-    kv_heads: Positive | None = None
-    hidden: Multiple | None = None
-    vocab: Multiple | None = None
-    target_parameters: Positive | None = None
-    target_bytes: Size | None = None
-    grid: Literal["q4_0", "q8_0"] = "q4_0"
-    steps: Literal[1, 2] = 1
-
-    @field_validator("layers")
-    @classmethod
-    def _layers_are_distinct(cls, layers: tuple[int, ...] | int | None) -> tuple[int, ...] | int | None:
-        if isinstance(layers, tuple) and (not layers or min(layers) < 0 or len(set(layers)) < len(layers)):
-            raise ValueError("expected distinct layers from 0 on, at least one")
-        return layers
-
-    @model_validator(mode="after")
-    def _sizes_or_one_target(self) -> Cut:
-        if self.target_parameters and self.target_bytes is not None:
-            raise ValueError("expected target_parameters or target_bytes, found both")
-        if self.layers is None and not self.target_parameters and self.target_bytes is None:
-            raise ValueError("expected layers, or a target_parameters or target_bytes to choose them by")
-        return self
-
-    @property
-    def most_bytes(self) -> float | None:
-        return None if self.target_bytes is None else parse_quantity(self.target_bytes, unit="bytes")
-
-
-class Student(Noun):
-    """The model that learns: cut from the teacher, or a model reference with the teacher's tokenizer."""
-
-    model: Text | None = None
-    cut: Cut | None = None
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Student:
-        if (self.model is None) == (self.cut is None):
-            raise ValueError('expected either model = "…" or a [student.cut] table')
-        return self
 
 
 class Export(Noun):

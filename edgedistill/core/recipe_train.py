@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import fsum
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from edgedistill.core.model import Noun, Positive, Share, Text
+
+ROUNDING = 1e-9  # weights such as 0.6, 0.3 and 0.1 are 1 together
 
 
 class Lora(Noun):
@@ -52,10 +55,17 @@ class Match(Noun):
 
 
 class FurtherTeacher(Noun):
-    """A model of the same tokenizer whose distributions count with this weight beside the recipe's teacher's."""
+    """A model of the same tokenizer whose distributions count with this weight beside the recipe's teacher's.
+
+    With `kinds` they count for records of prompts of these kinds alone; at a weight of 1 no others do there.
+    """
 
     model: Text
-    weight: Annotated[float, Field(gt=0, lt=1)]
+    weight: Annotated[float, Field(gt=0, le=1)]
+    kinds: tuple[str, ...] = ()
+
+    def teaches(self, kind: str) -> bool:
+        return not self.kinds or kind in self.kinds
 
 
 class Train(Noun):
@@ -116,8 +126,24 @@ class Train(Noun):
             raise ValueError(
                 f'expected teacher = "online" with {found[0]}: what is kept of a teacher does not say that'
             )
-        if (total := sum(further.weight for further in self.further_teachers)) >= 1:
-            raise ValueError(
-                f"expected further_teachers of together less than 1, the teacher has the rest; found {total}"
-            )
         return self
+
+    @model_validator(mode="after")
+    def _the_teacher_has_the_rest(self) -> Train:
+        of_all = fsum(further.weight for further in self.further_teachers if not further.kinds)
+        if of_all >= 1:
+            raise ValueError(
+                f"expected further_teachers of together less than 1, the teacher has the rest; found {of_all:g}"
+            )
+        for kind in sorted({kind for further in self.further_teachers for kind in further.kinds}):
+            if (total := sum(self.shares(kind)[1:])) > 1 + ROUNDING:
+                raise ValueError(
+                    f"expected further_teachers of together at most 1 for records of the kind {kind!r}, found {total:g}"
+                )
+        return self
+
+    def shares(self, kind: str) -> tuple[float, ...]:
+        """What the recipe's teacher and each further one have in the distribution of a record of `kind`; together 1."""
+        others = [further.weight * further.teaches(kind) for further in self.further_teachers]
+        rest = 1 - fsum(others)
+        return (rest if rest > ROUNDING else 0.0, *others)

@@ -61,7 +61,8 @@ class TeacherRecord(Noun):
 
     `prompt_ids` and `answer_ids` are the teacher tokenizer's ids (the answer's end with its end-of-generation id);
     `logits_key` joins the row of the logits cache: the hash of ids, tokenizer, template and teacher revision. `calls`
-    are the functions that the answer calls, where it was given as calls.
+    are the functions that the answer calls, where it was given as calls; `kind` is the prompt's. Of these two what is
+    empty is not written.
     """
 
     schema_version: Literal[1] = 1
@@ -74,10 +75,11 @@ class TeacherRecord(Noun):
     answer_ids: tuple[int, ...]
     logits_key: str | None = None
     calls: tuple[ToolCall, ...] = ()
+    kind: str = ""
 
     @model_serializer(mode="wrap")
-    def _without_no_calls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if value or name != "calls"}
+    def _without_the_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value or name not in ("calls", "kind")}
 
 
 class Rejected(Noun):

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -61,7 +61,7 @@ class StageContext:
     """What a stage gets: the recipe, the run's folder, its own folder, and a reporter.
 
     `figures` is filled by the stage with headline numbers for its manifest (JSON values). `launch` is how many
-    processes train, or an accelerate configuration.
+    processes train, or an accelerate configuration. `lent` are functions of other stages' packages, by name.
     """
 
     recipe: Recipe
@@ -70,6 +70,7 @@ class StageContext:
     report: Reporter
     figures: dict[str, Any]
     launch: str | None = None
+    lent: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:

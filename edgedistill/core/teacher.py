@@ -169,8 +169,6 @@ class Teacher(Noun):
                     raise ValueError(f'expected {key} of each further teacher with mix = "{name}", and with no other')
         if self.mix == "share" and sum(teacher.share or 0 for teacher in self.further) > 1:
             raise ValueError("expected shares of at most 1 together")
-        if self.further and any(teacher.top_logprobs for teacher in self.all):
-            raise ValueError("expected no top_logprobs with further teachers: distributions are learnt of one teacher")
         return self
 
     @model_validator(mode="after")

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
+from typing import Any
 
-from edgedistill.core.files import cache_dir, digest_of, read_json, write_json
-from edgedistill.core.host import host_id, package_versions
-from edgedistill.quant.plan import EMBEDDING, FALLBACK, HEAD, Plan
+from edgedistill.core.host import measured_once, package_versions
+from edgedistill.quant.plan import FALLBACK, Plan, multiplied
 
 Measure = Callable[[Sequence[Path], int], list[float]]  # of models and threads: nanoseconds a token of each
 ENGINE_PACKAGES = {"gguf": "llama-cpp-python", "onnx": "onnxruntime-genai"}
@@ -32,15 +31,6 @@ class Pace:
 
     def ns(self, grid: str, *, weights: int) -> float:
         return self.more[grid] * weights
-
-
-def multiplied(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Weights by matrix that every token is multiplied by: all but an embedding beside a head of its own."""
-    return {
-        name: prod(shape)
-        for name, shape in shapes.items()
-        if len(shape) == 2 and (name != EMBEDDING or HEAD not in shapes)
-    }
 
 
 def measure_pace(
@@ -62,20 +52,19 @@ def measure_pace(
     """
     engine = ENGINE_PACKAGES[form]
     known_by = {
-        "host": host_id(), "engine": engine, "version": package_versions().get(engine), "threads": threads,
-        "grids": sorted(grids), "shapes": {name: list(shape) for name, shape in sorted(shapes.items())},
+        "engine": engine, "version": package_versions().get(engine), "threads": threads, "grids": sorted(grids),
+        "shapes": {name: list(shape) for name, shape in sorted(shapes.items())},
     }  # fmt: skip
-    kept = cache_dir() / "pace" / f"{digest_of(known_by)[:16]}.json"
-    if kept.is_file():
-        found = read_json(kept)
-        return Pace(max_ns, found["whole_ns"], found["more_ns_per_weight"])
-    weights = multiplied(shapes)
-    held = {g: sum(n for name, n in weights.items() if Plan(g, g).grid(name, shapes[name]) == g) for g in grids}
-    plans = {grid: Plan(grid, grid) for grid in grids if held[grid]}
-    times = measure([write(plan, grid) for grid, plan in plans.items()], threads)
-    by_grid = dict(zip(plans, times, strict=True))
-    whole = by_grid[FALLBACK]
-    more = {grid: (ns - whole) / held[grid] for grid, ns in by_grid.items()}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_json(kept, {"known_by": known_by, "whole_ns": whole, "more_ns_per_weight": more, "ns": by_grid})
-    return Pace(max_ns, whole, more)
+
+    def found() -> dict[str, Any]:
+        weights = multiplied(shapes)
+        held = {g: sum(n for name, n in weights.items() if Plan(g, g).grid(name, shapes[name]) == g) for g in grids}
+        plans = {grid: Plan(grid, grid) for grid in grids if held[grid]}
+        times = measure([write(plan, grid) for grid, plan in plans.items()], threads)
+        by_grid = dict(zip(plans, times, strict=True))
+        whole = by_grid[FALLBACK]
+        more = {grid: (ns - whole) / held[grid] for grid, ns in by_grid.items()}
+        return {"whole_ns": whole, "more_ns_per_weight": more, "ns": by_grid}
+
+    kept = measured_once("pace", known_by, found)
+    return Pace(max_ns, kept["whole_ns"], kept["more_ns_per_weight"])

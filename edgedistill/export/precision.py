@@ -9,10 +9,10 @@ from math import prod
 from types import MappingProxyType
 
 from edgedistill.core.errors import InputError
-from edgedistill.export.pace import Pace, multiplied
+from edgedistill.export.pace import Pace
 from edgedistill.quant.budget import Option, allocate, fastest, smallest
 from edgedistill.quant.grids import BLOCK, grid_named
-from edgedistill.quant.plan import EMBEDDING, HEAD, TABLES, Plan
+from edgedistill.quant.plan import EMBEDDING, HEAD, TABLES, Plan, multiplied
 
 BOTH_FORMATS = ("Q4_0", "Q8_0")  # what GGUF and ONNX kernels both take as it is
 GGUF_ALONE = ("Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q6_K", "Q8_0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from types import MappingProxyType
 
 from edgedistill.quant.grids import BLOCK, grid_named
@@ -44,6 +45,15 @@ class Plan:
     def meant(self, name: str) -> str:
         """The grid of the tensor `name` if it is a matrix whose rows fill that grid's blocks."""
         return self.exceptions.get(name, self.table if name in TABLES else self.layers)
+
+
+def multiplied(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Weights by matrix that every token is multiplied by: all but an embedding beside a head of its own."""
+    return {
+        name: prod(shape)
+        for name, shape in shapes.items()
+        if len(shape) == 2 and (name != EMBEDDING or HEAD not in shapes)
+    }
 
 
 def plan_of(precision: str) -> Plan:

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -140,35 +140,38 @@ def _at_places(row: LogitRow, places: np.ndarray) -> LogitRow:
 
 @dataclass(frozen=True)
 class CacheFile:
-    """A mapped file: its tensors, and where each row's bytes begin."""
+    """A mapped file: whose distributions it holds, its tensors, and where each row's bytes begin."""
 
     path: Path
+    identity: CacheIdentity
     tensors: dict[str, np.ndarray]
     begins: np.ndarray
 
 
 @dataclass(frozen=True)
 class LogitCache:
-    """Rows of any number of files of one identity; a row is checked against its CRC-32 when it is read."""
+    """Rows of any number of files, whose identities differ in the teacher at most.
+
+    A row is checked against its CRC-32 when it is read.
+    """
 
     identity: CacheIdentity
     files: tuple[CacheFile, ...]
     index: dict[bytes, tuple[int, int]]
 
-    def row(self, *, prompt_ids: Sequence[int], answer_ids: Sequence[int], record: str) -> LogitRow:
-        """The distributions over `answer_ids` after `prompt_ids`, likeliest tokens first.
+    def row(
+        self, *, prompt_ids: Sequence[int], answer_ids: Sequence[int], record: str, teacher: str | None = None
+    ) -> LogitRow:
+        """The distributions of `teacher`, else that of `identity`, over `answer_ids` after `prompt_ids`.
+
+        Likeliest tokens come first.
 
         Raises:
             InputError: no row belongs to this text under this tokenizer, template and teacher, or the row is damaged;
                 the message names `record`.
         """
-        key = bytes.fromhex(row_key(prompt_ids, answer_ids, identity=self.identity))[:KEY_BYTES]
-        if (place := self.index.get(key)) is None:
-            raise InputError(
-                f"expected the teacher's distributions for record {record}, found none for its text with this "
-                "tokenizer, template and teacher; run synth again"
-            )
-        file, number = self.files[place[0]], place[1]
+        teacher = self.identity.teacher if teacher is None else teacher
+        file, number = self._place(prompt_ids, answer_ids, record=record, teacher=teacher)
         begin, size = int(file.begins[number]), int(file.tensors["sizes"][number])
         raw = file.tensors["body"][begin : begin + size]
         try:
@@ -188,9 +191,35 @@ class LogitCache:
                 "delete the file and run synth again"
             ) from None
 
+    def _place(
+        self, prompt_ids: Sequence[int], answer_ids: Sequence[int], *, record: str, teacher: str
+    ) -> tuple[CacheFile, int]:
+        def find(name: str) -> tuple[int, int] | None:
+            key = row_key(prompt_ids, answer_ids, identity=replace(self.identity, teacher=name))
+            return self.index.get(bytes.fromhex(key)[:KEY_BYTES])
 
-def open_cache(paths: Iterable[Path], *, identity: CacheIdentity | None = None) -> LogitCache:
+        place = find(teacher)
+        if place is not None and self.files[place[0]].identity.teacher == teacher:
+            return self.files[place[0]], place[1]
+        places = (place, *map(find, sorted({file.identity.teacher for file in self.files})))
+        other = next((self.files[place[0]] for place in places if place is not None), None)
+        if other is None:
+            raise InputError(
+                f"expected the teacher's distributions for record {record}, found none for its text with this "
+                "tokenizer, template and teacher; run synth again"
+            )
+        raise InputError(
+            f"expected the distributions of {teacher} for record {record}, found those of {other.identity.teacher} for "
+            f"its text in {other.path}; run synth again"
+        )
+
+
+def open_cache(
+    paths: Iterable[Path], *, identity: CacheIdentity | None = None, teachers: Collection[str] = ()
+) -> LogitCache:
     """Map shard files; all must have one identity, and that of the argument if it is given.
+
+    A file may be of one of `teachers` as well.
 
     Raises:
         InputError: there is no file, one is damaged, or it belongs to another tokenizer, template or teacher.
@@ -198,10 +227,10 @@ def open_cache(paths: Iterable[Path], *, identity: CacheIdentity | None = None) 
     files: list[CacheFile] = []
     index: dict[bytes, tuple[int, int]] = {}
     for number, path in enumerate(paths):
-        found, file = _mapped(path)
-        identity = identity or found
-        for name, value in asdict(found).items():
-            if value != asdict(identity)[name]:
+        file = _mapped(path)
+        identity = identity or file.identity
+        for name, value in asdict(file.identity).items():
+            if value != asdict(identity)[name] and not (name == "teacher" and value in teachers):
                 raise InputError(
                     f"{path} is stale: expected distributions of {name} {str(asdict(identity)[name])[:16]!r}, "
                     f"found {str(value)[:16]!r}; delete it and run synth again"
@@ -213,7 +242,7 @@ def open_cache(paths: Iterable[Path], *, identity: CacheIdentity | None = None) 
     return LogitCache(identity=identity, files=tuple(files), index=index)
 
 
-def _mapped(path: Path) -> tuple[CacheIdentity, CacheFile]:
+def _mapped(path: Path) -> CacheFile:
     shapes = check_safetensors(path)
     with path.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -234,7 +263,7 @@ def _mapped(path: Path) -> tuple[CacheIdentity, CacheFile]:
         }
         ends = np.cumsum(tensors["sizes"], dtype=np.int64)
         if tensors["body"].shape == (int(ends[-1]) if rows else 0,):
-            return identity, CacheFile(path, tensors, ends - tensors["sizes"])
+            return CacheFile(path, identity, tensors, ends - tensors["sizes"])
     raise InputError(f"{path} is no whole file of teacher distributions; delete it and run synth again")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -28,7 +28,8 @@ EXAMPLES = 3  # of rejects in an error
 class StudentTokens:
     """How the student reads text, which is all that an API gives; `of_bytes` has ids by a token's bytes in hex.
 
-    `spoken` tells how the student says an answer to a prompt.
+    `spoken` tells how the student says an answer to a prompt. `identity` names a teacher that each record's own stands
+    in for.
     """
 
     prompt: Callable[[Prompt], list[int]]
@@ -73,7 +74,8 @@ def write_records(
 ) -> Counts:
     """Write records, rejects and, where log-probs of the student's tokens are there, logits into `folder`.
 
-    `settle` tells what became of a prompt. What a killed process left in `folder` is written anew.
+    Each teacher's logits of a shard are a file of their own, with `top_k` log-probs at most. `settle` tells what became
+    of a prompt. What a killed process left in `folder` is written anew.
 
     Raises:
         StageError: no answer is kept, or what `settle` raises.
@@ -86,7 +88,7 @@ def write_records(
     prompts = stream_prompts(paths)
     with atomic_path(folder / "rejected.jsonl") as temporary, temporary.open("w", encoding="utf-8") as rejects:
         while shard := list(islice(prompts, shard_size)):
-            records, rows = [], {}
+            records, rows = [], dict[str, dict[str, LogitRow]]()
             for prompt in shard:
                 made = _made(prompt, settle(prompt), tokens=tokens, top_k=top_k)
                 if isinstance(made, Rejected):
@@ -98,9 +100,10 @@ def write_records(
                 record, row = made
                 records.append(record)
                 if row is not None:
-                    rows[str(record.logits_key)] = row
-            if rows:
-                write_cache(folder / f"logits-{number:05d}.safetensors", rows, identity=tokens.identity)
+                    rows.setdefault(record.teacher, {})[str(record.logits_key)] = row
+            for place, (teacher, of_one) in enumerate(rows.items()):
+                name = f"logits-{number:05d}" + (f"-{place}" if place else "")
+                write_cache(folder / f"{name}.safetensors", of_one, identity=_own(tokens, teacher))
             write_jsonl(folder / f"records-{number:05d}.jsonl", [r.model_dump(mode="json") for r in records])
             number, asked, kept = number + 1, asked + len(shard), kept + len(records)
             answer_tokens += sum(len(r.answer_ids) for r in records)
@@ -122,21 +125,27 @@ def _made(
     if fault is not None:
         return Rejected(prompt_id=prompt.id, answer=outcome.text, reason=fault[0], detail=fault[1])
     asked, ids = tokens.prompt(prompt), [*said, tokens.end_id]
-    row = None
+    row, teacher = None, outcome.service.name
     if top_k and outcome.logprobs:
         row = logit_row(outcome.logprobs, ids, token_ids=tokens.of_bytes, k=top_k)
     record = TeacherRecord(
         id=outcome.request,
         prompt_id=prompt.id,
-        teacher=outcome.service.name,
+        teacher=teacher,
         messages=prompt.messages,
         answer=answer,
         calls=_calls(prompt, outcome.said),
         prompt_ids=tuple(asked),
         answer_ids=tuple(ids),
-        logits_key=row_key(asked, ids, identity=tokens.identity) if row is not None else None,
+        logits_key=row_key(asked, ids, identity=_own(tokens, teacher)) if row is not None else None,
+        kind=prompt.kind,
     )
     return record, row
+
+
+def _own(tokens: StudentTokens, teacher: str) -> CacheIdentity:
+    """Under which a teacher's distributions are kept."""
+    return replace(tokens.identity, teacher=teacher)
 
 
 def _calls(prompt: Prompt, answer: str) -> tuple[ToolCall, ...]:

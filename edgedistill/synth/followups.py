@@ -113,7 +113,8 @@ class Answers:
         short = outcome_of(shorter_prompt(prompt, long.said), service, journal, self.judge)
         if short is None or short.fault is not None or len(short.text) >= len(long.text):
             return long
-        return short if self.meaning(short.said) == self.meaning(long.said) else long
+        # Its log-probs are those after the longer answer, which the student does not see.
+        return replace(short, logprobs=None) if self.meaning(short.said) == self.meaning(long.said) else long
 
     def scored(self, prompt: Prompt, outcome: Outcome) -> Outcome:
         if self.referee is None or self.scores is None or outcome.fault is not None:

@@ -151,6 +151,7 @@ def _record(request: Request, text: str, answer_ids: Sequence[int], *, identity:
         prompt_ids=tuple(request.prompt_ids),
         answer_ids=tuple(answer_ids),
         logits_key=row_key(request.prompt_ids, answer_ids, identity=identity),
+        kind=request.prompt.kind,
     )
 
 

@@ -170,7 +170,7 @@ def _label_remotely(context: StageContext) -> None:
 
     recipe, teacher = context.recipe, context.recipe.teacher
     paths, asked, referee = _prompt_files(recipe, context.folder_of("data")), _asked(recipe), _referee(recipe)
-    rules = _rules(recipe)
+    rules, top_k = _rules(recipe), max(one.top_logprobs for one in teacher.all)
     asking.ask_everyone(teacher.all, asked, paths, run=context.run, **rules, referee=referee, report=context.report)
     with contextlib.ExitStack() as stack:
         counts = api_records.write_records(
@@ -181,9 +181,9 @@ def _label_remotely(context: StageContext) -> None:
                 context.folder_of("teacher"),
                 chat_template=recipe.task.chat_template,
                 teacher=asked[0].service.name,
-                distributions=bool(teacher.top_logprobs),
+                distributions=bool(top_k),
             ),
-            top_k=teacher.top_logprobs,
+            top_k=top_k,
             shard_size=recipe.synth.shard_size,
         )
     paid = [

@@ -42,7 +42,7 @@ def train_arm(
     seed: int,
     report: Reporter,
     teacher: Path | None = None,
-    further: Mapping[str, float] | None = None,
+    further: Sequence[str] = (),
     match: Mapping[str, Any] | None = None,
     on_policy: float = 0.0,
     max_new_tokens: int = 256,
@@ -52,8 +52,8 @@ def train_arm(
 
     `how` has what `Divergence` has, `lora` `rank` and `alpha`, `qat` what the recipe's table has; a head tied to
     frozen embeddings is frozen too, layers before `first_layer` are. A `teacher` is loaded beside the student, and
-    `further` ones by folder with their weights; `match` has what `Matching` has, and a share `on_policy` of the steps
-    learns from the student's own answers. `settings` are those of `train_model`.
+    `further` ones by folder, whose parts are each example's `shares`; `match` has what `Matching` has, and a share
+    `on_policy` of the steps learns from the student's own answers. `settings` are those of `train_model`.
 
     Raises:
         InputError: a checkpoint is damaged, the model has no layer `first_layer`, or the teacher does not fit.
@@ -70,7 +70,7 @@ def train_arm(
         grid = {"plan": plan_of(qat["grid"]), "grid_share": qat["share"], "round_activations": qat["activations"]}
         settings |= grid
     if teacher is not None:
-        settings |= _beside(teacher, further or {}, untrained=untrained, bf16=bf16, match=match)
+        settings |= _beside(teacher, further, untrained=untrained, bf16=bf16, match=match)
         if on_policy:
             settings["on_policy"] = OnPolicy(
                 on_policy, max_new_tokens, tuple(end_ids(untrained)), known=settings["live"].known
@@ -105,7 +105,7 @@ def train_arm(
 
 def _beside(
     teacher: Path,
-    further: Mapping[str, float],
+    further: Sequence[str],
     *,
     untrained: Path,
     bf16: bool,
@@ -118,8 +118,7 @@ def _beside(
         for folder, shape in zip(folders, shapes[1:], strict=True)
     ]
     teachers = tuple(load_live(folder, id_map=id_map, bf16=bf16) for folder, id_map in zip(folders, maps, strict=True))
-    weights = (1 - sum(further.values()), *further.values())
-    found: dict[str, Any] = {"live": LiveMixture(teachers, weights) if further else teachers[0]}
+    found: dict[str, Any] = {"live": LiveMixture(teachers) if further else teachers[0]}
     if match is not None:
         depths = [shape["num_hidden_layers"] for shape in shapes[:2]]
         pairs = pair_layers(match["layers"], student=depths[0], teacher=depths[1])

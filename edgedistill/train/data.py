@@ -8,7 +8,8 @@ packed into a row whose position ids restart, from which transformers' masks kee
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.errors import InputError, StageError, shortened
 from edgedistill.core.records import Prompt, TeacherRecord
 from edgedistill.runtimes.chat import encode, render
 from edgedistill.runtimes.logit_cache import LogitCache
@@ -25,6 +26,7 @@ from edgedistill.runtimes.tool_chat import spoken
 BUCKET_BATCHES = 16  # sequences are sorted by length within windows of this many batches
 WORTH_PACKING = 0.9  # packed rows come with a mask of their own: they must save this share of the padded tokens
 SHOWN = 3  # records named in a note
+LEAST_TOLD = 5e-4  # a share of the teacher's probability that a note rounds to a tenth of a percent
 Packing = Literal["auto"] | bool
 
 
@@ -32,7 +34,9 @@ Packing = Literal["auto"] | bool
 class Example:
     """One sequence: the answer is `ids[start:]`; `top_ids`, `top_logprobs` `[answer tokens, k]` where taught.
 
-    A position that keeps fewer tokens than another has -1 for the rest.
+    A position that keeps fewer tokens than another has -1 for the rest, and for tokens that the student lacks; `lost`
+    is the probability of those, summed over the answer. `shares` `[teachers]`, together 1, are those of several online
+    teachers in its distributions.
     """
 
     id: str
@@ -40,6 +44,8 @@ class Example:
     start: int
     top_ids: np.ndarray | None = None
     top_logprobs: np.ndarray | None = None
+    shares: np.ndarray | None = None
+    lost: float = 0.0
 
     @property
     def supervised(self) -> int:
@@ -50,7 +56,8 @@ class Example:
 class Batch:
     """`input_ids` `[rows, length]`; `index` `[n]` are the flat places after which `targets` `[n]` are to be learnt.
 
-    `teacher_ids` (-1: none) and `teacher_logprobs` are `[n, k]`, `taught` bool `[n]`; `position_ids` only when packed.
+    `teacher_ids` (-1: none) and `teacher_logprobs` are `[n, k]`, `taught` bool `[n]`; `position_ids` only when packed,
+    `shares` `[n, teachers]` only with several online teachers.
     """
 
     input_ids: Tensor
@@ -60,6 +67,7 @@ class Batch:
     teacher_logprobs: Tensor
     taught: Tensor
     position_ids: Tensor | None = None
+    shares: Tensor | None = None
 
 
 def gold_records(prompts: Sequence[Prompt], *, tokenizer, template: str, end_id: int) -> list[TeacherRecord]:
@@ -82,18 +90,24 @@ def gold_records(prompts: Sequence[Prompt], *, tokenizer, template: str, end_id:
                 answer=said,
                 prompt_ids=tuple(encode(tokenizer, render(tokenizer, prompt.messages, template=template))),
                 answer_ids=(*encode(tokenizer, said), end_id),
+                kind=prompt.kind,
             )
         )
     return records
 
 
 def record_examples(
-    records: Sequence[TeacherRecord], *, id_map: np.ndarray | None = None, cache: LogitCache | None = None
+    records: Sequence[TeacherRecord],
+    *,
+    id_map: np.ndarray | None = None,
+    cache: LogitCache | None = None,
+    shares: Callable[[str], Sequence[float]] | None = None,
 ) -> list[Example]:
     """Teacher records with the teacher's distributions, in the student's ids.
 
     `id_map` int `[teacher vocabulary]` gives the student's id of each teacher token, -1 where it has none; a kept
-    distribution loses such tokens to its tail. Records without a `logits_key` are learnt from their text alone.
+    distribution loses such tokens to its tail. A record's distributions are those of its own teacher; records without
+    a `logits_key` are learnt from their text alone. `shares` gives those of online teachers by a record's kind.
 
     Raises:
         InputError: a record's distributions are absent or damaged.
@@ -111,12 +125,16 @@ def record_examples(
                 )
             ids = mapped
         top_ids = top_logprobs = None
+        lost = 0.0
         if cache is not None and record.logits_key is not None:
-            row = cache.row(prompt_ids=record.prompt_ids, answer_ids=record.answer_ids, record=record.id)
+            text = {"prompt_ids": record.prompt_ids, "answer_ids": record.answer_ids}
+            row = cache.row(**text, record=record.id, teacher=record.teacher)
             top_ids = row.ids.astype(np.int64)
             top_ids = top_ids if id_map is None else np.where(top_ids < 0, -1, id_map[top_ids])
             top_logprobs = row.logprobs
-        examples.append(Example(record.id, ids, len(record.prompt_ids), top_ids, top_logprobs))
+            lost = float(np.exp(top_logprobs[(row.ids >= 0) & (top_ids < 0)]).sum())
+        parts = None if shares is None else np.array(shares(record.kind), np.float32)
+        examples.append(Example(record.id, ids, len(record.prompt_ids), top_ids, top_logprobs, parts, lost))
     return examples
 
 
@@ -128,7 +146,10 @@ def fitting(examples: Sequence[Example], *, longest: int) -> tuple[list[Example]
 
 
 def oddities(examples: Sequence[Example], *, longest: int) -> list[str]:
-    """What a user should know of the records: how many are empty, too long or there twice, and the first of them."""
+    """What a user should know of the records: how many are empty, too long or there twice, and the first of them.
+
+    And how much of the teacher's distributions is on tokens that the student lacks, which only its tail can tell.
+    """
     seen: dict[bytes, str] = {}
     found: dict[str, list[str]] = {
         "with nothing to learn, left out": [],
@@ -145,10 +166,34 @@ def oddities(examples: Sequence[Example], *, longest: int) -> list[str]:
             twice.append(f"{e.id} as {seen[key]}")
         else:
             seen[key] = e.id
+    if share := _lost_share(examples):
+        what = f"of whose teacher's probability tokens that the student lacks have a part ({100 * share:.1f} % of all)"
+        lossy = sorted((e for e in examples if e.lost), key=lambda e: -e.lost / e.supervised)
+        found[f"{what}, learnt as one sum"] = [e.id for e in lossy]
     return [
         f"{len(ids)} of {len(examples)} records {what}: {', '.join(ids[:SHOWN])}{', …' if len(ids) > SHOWN else ''}"
         for what, ids in found.items()
         if ids
+    ]
+
+
+def _lost_share(examples: Sequence[Example]) -> float:
+    """Of all that was taught, 0 where it would be told as nothing."""
+    share = sum(e.lost for e in examples) / max(1, sum(e.supervised for e in examples if e.top_ids is not None))
+    return share if share >= LEAST_TOLD else 0.0
+
+
+def untaught(records: Sequence[TeacherRecord], examples: Sequence[Example]) -> list[str]:
+    """How many of the records have their teacher's distributions, of several teachers also by teacher; none if all."""
+    of, taught = Counter(r.teacher for r in records), Counter[str]()
+    for record, example in zip(records, examples, strict=True):
+        taught[record.teacher] += example.top_ids is not None
+    if taught == of:
+        return []
+    each = ", ".join(f"{taught[name]} of {count} of {shortened(name, most=40)}" for name, count in of.items())
+    return [
+        f"{taught.total()} of {of.total()} records have their teacher's distributions"
+        f"{f' ({each})' if len(of) > 1 else ''}, the others are learnt from their text alone"
     ]
 
 
@@ -260,6 +305,8 @@ def collate_rows(rows: Sequence[Sequence[Example]], *, pad_id: int = 0) -> Batch
             taught[here] = True
         begin += example.supervised
     index = [o + np.arange(e.start, len(e.ids)) - 1 for o, e in zip(offsets, examples, strict=True)]
+    shares = [e.shares for e in examples if e.shares is not None]
+    counts = [e.supervised for e in examples]
     return Batch(
         input_ids=torch.from_numpy(input_ids.astype(np.int64)),
         index=torch.from_numpy(np.concatenate(index)),
@@ -268,4 +315,5 @@ def collate_rows(rows: Sequence[Sequence[Example]], *, pad_id: int = 0) -> Batch
         teacher_logprobs=torch.from_numpy(teacher_logprobs),
         taught=torch.from_numpy(taught),
         position_ids=torch.from_numpy(position_ids) if len(examples) > len(rows) else None,
+        shares=torch.from_numpy(np.repeat(np.stack(shares), counts, axis=0)) if shares else None,
     )

@@ -1,4 +1,4 @@
-"""The sizes of a student within so many parameters or bytes: a grid of shapes, each cut and asked what it has lost.
+"""The sizes of a student within a limit: a grid of shapes, each cut and asked what it has lost.
 
 How deep and how wide is left to calibration, because the literature does not agree: width loses less than depth in
 Minitron (arXiv:2407.14679) at billions of parameters, depth is worth more in MobileLLM (arXiv:2402.14905) below one.
@@ -25,6 +25,7 @@ from edgedistill.quant.plan import Plan
 from edgedistill.train.calibration import mean_loss
 from edgedistill.train.data import Example
 from edgedistill.train.prune import BY_LAYER, keep_layers
+from edgedistill.train.speed import Times
 from edgedistill.train.width import (
     LEAST,
     PREFERRED,
@@ -42,15 +43,31 @@ FEWEST_EIGHTHS = 2
 
 @dataclass(frozen=True)
 class Limit:
-    """At most `most` parameters, or bytes of weights on `plan`, of a model of `vocab` tokens."""
+    """At most `most` parameters, bytes of weights on `plan`, or by `times` ns a token, of a model of `vocab` tokens."""
 
     most: float
     vocab: int
     plan: Plan | None = None
+    times: Times | None = None
 
     @property
     def unit(self) -> str:
+        if self.times is not None:
+            return "ns a token"
         return "parameters" if self.plan is None else f"bytes of {self.plan.layers} weights"
+
+    def refusal(self, least: int) -> InputError:
+        """What to say where even the least student, whose size is `least`, is too much."""
+        if self.times is not None:
+            return InputError(
+                f"expected a student.cut.target_tokens_per_s of at most {math.floor(1e10 / least) / 10:,}, which the "
+                f"least student of this teacher is foretold to reach here with {self.vocab:,} tokens, found "
+                f"{1e9 / self.most:,.10g}; lower it, or student.cut.vocab"
+            )
+        return InputError(
+            f"expected room for the least student of this teacher, {least:,} {self.unit} with {self.vocab:,} tokens, "
+            f"found a target of {self.most:,.0f}; raise it, or lower student.cut.vocab"
+        )
 
 
 @dataclass(frozen=True)
@@ -95,10 +112,7 @@ def try_shapes(
             for kept in layer_sets
             for widths in _frames(model, whole, fixed=fixed)
         )
-        raise InputError(
-            f"expected room for the least student of this teacher, {least:,} {limit.unit} with {limit.vocab:,} tokens, "
-            f"found a target of {limit.most:,.0f}; raise it, or lower student.cut.vocab"
-        )
+        raise limit.refusal(least)
     for kept, sizes in sized.items():
         if not sizes:
             continue
@@ -114,7 +128,7 @@ def try_shapes(
 def model_size(model: Any, widths: Widths, *, layers: int, limit: Limit) -> int:
     """Size, as `limit` counts, of a model like `model` of so many layers of `widths`; tied embeddings count once.
 
-    Bytes are those of the weights in a GGUF file; its tokenizer and metadata come on top.
+    Bytes are those of the weights in a GGUF file; its tokenizer and metadata come on top. Times are foretold.
     """
     one, two = (_weigh(model, widths, layers=n, limit=limit) for n in (1, 2))
     return round(one + (layers - 1) * (two - one))
@@ -127,7 +141,7 @@ def _candidates(
         first, second = (
             model_size(model, replace(frame, ffn=ffn), layers=layers, limit=limit) for ffn in (LEAST, 2 * LEAST)
         )
-        room = LEAST * (1 + math.floor((limit.most - first) / (second - first)))
+        room = LEAST * (1 + math.floor((limit.most - first) / max(1, second - first)))
         if (ffn := fixed.get("ffn") or _rounded(min(room, whole.ffn))) <= room and ffn >= LEAST:
             yield replace(frame, ffn=ffn), first + (ffn // LEAST - 1) * (second - first)
 
@@ -163,26 +177,49 @@ def _rounded(ffn: int) -> int:
     return ffn // step * step
 
 
-def _weigh(model: Any, widths: Widths, *, layers: int, limit: Limit) -> float:
+def shaped_config(model: Any, widths: Widths, *, layers: int) -> Any:
+    """The configuration of a model like `model` of so many layers of `widths`."""
     config = copy.deepcopy(model.config)
     config.hidden_size, config.intermediate_size = widths.hidden, widths.ffn
     config.num_attention_heads, config.num_key_value_heads = widths.heads, widths.kv_heads
     config.head_dim, config.num_hidden_layers = widths.head_dim, layers
-    config.vocab_size, config.pad_token_id = limit.vocab, None
     for name in BY_LAYER:
         if isinstance(values := getattr(config, name, None), list):
             setattr(config, name, (values * layers)[:layers])
+    return config
+
+
+def tensor_shapes(model: Any, widths: Widths, *, layers: int, vocab: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of a model like `model` of so many layers of `widths` and `vocab` tokens."""
+    config = shaped_config(model, widths, layers=layers)
+    config.vocab_size, config.pad_token_id = vocab, None
     with torch.device("meta"):
         skeleton = type(model)(config)
-    return sum(_bytes(name, tensor, limit.plan) for name, tensor in skeleton.named_parameters())
+    return {name: tuple(tensor.shape) for name, tensor in skeleton.named_parameters()}
 
 
-def _bytes(name: str, tensor: torch.Tensor, plan: Plan | None) -> float:
+def probed(model: Any, *, fixed: Mapping[str, int]) -> list[tuple[int, Widths]]:
+    """Layers and widths to time: all of `model`, and with fewer layers, a slim feed-forward block, a narrow stream."""
+    whole, layers = widths_of(model.config), model.config.num_hidden_layers
+    slim, few = max(LEAST, whole.ffn // 4 // LEAST * LEAST), depths(layers)[-1]
+    narrow = [whole, *_frames(model, whole, fixed=fixed)][-1]
+    return [*dict.fromkeys([(layers, whole), (layers, replace(whole, ffn=slim)), (few, whole), (few, narrow)])]
+
+
+def _weigh(model: Any, widths: Widths, *, layers: int, limit: Limit) -> float:
+    shapes = tensor_shapes(model, widths, layers=layers, vocab=limit.vocab)
+    if limit.times is not None:
+        return limit.times.ns(shapes, layers=layers)
+    return sum(_bytes(name, shape, limit.plan) for name, shape in shapes.items())
+
+
+def _bytes(name: str, shape: tuple[int, ...], plan: Plan | None) -> float:
     """Bytes of a tensor in a GGUF file, or without a `plan` the number of its elements."""
+    count = math.prod(shape)
     if plan is None:
-        return tensor.numel()
-    grid = plan.grid(name, tuple(tensor.shape))
+        return count
+    grid = plan.grid(name, shape)
     if grid is None:  # vectors are float32 there, and rows that fill no blocks half precision
-        return tensor.numel() * (4 if tensor.dim() == 1 else 2)
+        return count * (4 if len(shape) == 1 else 2)
     weights, size = gguf.GGML_QUANT_SIZES[grid_named(grid).kind]
-    return tensor.numel() / weights * size
+    return count / weights * size

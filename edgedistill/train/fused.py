@@ -7,7 +7,6 @@ log-probabilities of the kept tokens and of the tail); the rest of a row's gradi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +64,16 @@ class Online:
 
 @dataclass(frozen=True)
 class Mixed:
-    """Several teachers beside their student: the mean of their distributions by `weights`, which sum to 1."""
+    """Several teachers beside their student: at each position the mean of their distributions by its `shares`.
+
+    `shares` are `[n, teachers]`, each row sums to 1; where a teacher has none, its `hidden` is of no account.
+    """
 
     teachers: tuple[Online, ...]
-    weights: tuple[float, ...]
+    shares: Tensor
 
     def rows(self, part: slice) -> Mixed:
-        return Mixed(tuple(teacher.rows(part) for teacher in self.teachers), self.weights)
+        return Mixed(tuple(teacher.rows(part) for teacher in self.teachers), self.shares[part])
 
 
 Teacher = Kept | Online | Mixed
@@ -221,11 +223,15 @@ def _online(
 ) -> Tensor:
     """As `_rows`, of teachers whose whole distribution is known."""
     asked = teacher.teachers if isinstance(teacher, Mixed) else (teacher,)
+    # Also of those without a share in these rows: which tokens count must not change with the micro-batch.
     vocab = min(z.shape[1], *(len(each.weight) for each in asked))
-    known = [_log_probs(each, vocab=vocab, temperature=how.temperature).to(z.dtype) for each in asked]
-    log_p = known[0]
-    if isinstance(teacher, Mixed):
-        log_p = torch.logsumexp(torch.stack([p + math.log(w) for p, w in zip(known, teacher.weights, strict=True)]), 0)
+    shares = teacher.shares.to(z.dtype).T if isinstance(teacher, Mixed) else (None,)
+    known = [
+        _log_probs(each, vocab=vocab, temperature=how.temperature, share=share).to(z.dtype)
+        for each, share in zip(asked, shares, strict=True)
+        if share is None or bool(share.any())
+    ]
+    log_p = known[0] if len(known) == 1 else torch.logsumexp(torch.stack(known), 0)
     with torch.enable_grad():
         logits = z.detach().clone().requires_grad_()
         ce = functional.cross_entropy(logits, targets, reduction="none")
@@ -236,8 +242,9 @@ def _online(
     return torch.stack((total.detach(), (ce.detach() * weigh).sum(), (apart.detach() * weigh).sum()))
 
 
-def _log_probs(teacher: Online, *, vocab: int, temperature: float) -> Tensor:
-    """Of its first `vocab` tokens, in float32 or more."""
+def _log_probs(teacher: Online, *, vocab: int, temperature: float, share: Tensor | None) -> Tensor:
+    """Of its first `vocab` tokens, in float32 or more, each row times the teacher's `share` `[rows]` in it."""
     weight, bias = (None if x is None else x[:vocab].to(teacher.hidden.dtype) for x in (teacher.weight, teacher.bias))
     logits = functional.linear(teacher.hidden, weight, bias)
-    return torch.log_softmax(logits.to(_wide(logits)) / temperature, 1)
+    log_p = torch.log_softmax(logits.to(_wide(logits)) / temperature, 1)
+    return log_p if share is None else log_p.add_(share.log()[:, None])

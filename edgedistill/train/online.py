@@ -53,25 +53,39 @@ class LiveTeacher:
         )
 
     @torch.no_grad()
-    def look(self, batch: Batch, *, output_hidden_states: bool = False, output_attentions: bool = False) -> Seen:
-        positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-        out = self.model.get_decoder()(
-            input_ids=self.ids[batch.input_ids.clamp_max(len(self.ids) - 1)],
-            use_cache=False,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            **positions,
-        )
+    def look(self, batch: Batch, **states: bool) -> Seen:
+        """What it has for a batch; `states` are `output_hidden_states` and `output_attentions`."""
+        out = self._decoded(batch.input_ids, batch.position_ids, **states)
         hidden = out.last_hidden_state.flatten(0, -2).index_select(0, batch.index)
         return Seen(Online(hidden, self.weight, self.bias), out.hidden_states, out.attentions)
+
+    @torch.no_grad()
+    def look_at(self, batch: Batch, wanted: Tensor) -> Online:
+        """What it has at the positions `wanted` (bool `[n]`), asked for their rows alone; zeros elsewhere."""
+        hidden = self.weight.new_zeros(len(wanted), self.weight.shape[1])
+        index, length = batch.index[wanted], batch.input_ids.shape[1]
+        rows, of = (index // length).unique(return_inverse=True)
+        if len(rows):
+            positions = None if batch.position_ids is None else batch.position_ids[rows]
+            found = self._decoded(batch.input_ids[rows], positions).last_hidden_state[of, index % length]
+            hidden = hidden.to(found.dtype)
+            hidden[wanted] = found
+        return Online(hidden, self.weight, self.bias)
+
+    def _decoded(self, input_ids: Tensor, position_ids: Tensor | None, **states: bool) -> Any:
+        positions = {} if position_ids is None else {"position_ids": position_ids}
+        ids = self.ids[input_ids.clamp_max(len(self.ids) - 1)]
+        return self.model.get_decoder()(input_ids=ids, use_cache=False, **positions, **states)
 
 
 @dataclass(frozen=True)
 class LiveMixture:
-    """Several teachers whose distributions are averaged by `weights`; inside, the student follows the first."""
+    """Several teachers whose distributions are averaged by each example's `shares`; each is asked where it has one.
+
+    Inside, the student follows the first.
+    """
 
     teachers: tuple[LiveTeacher, ...]
-    weights: tuple[float, ...]
 
     @property
     def models(self) -> tuple[Any, ...]:
@@ -85,10 +99,20 @@ class LiveMixture:
         return replace(self, teachers=tuple(teacher.to(device) for teacher in self.teachers))
 
     def look(self, batch: Batch, **states: bool) -> Seen:
-        first, *others = (
-            teacher.look(batch, **(states if place == 0 else {})) for place, teacher in enumerate(self.teachers)
-        )
-        return replace(first, online=Mixed(tuple(seen.online for seen in (first, *others)), self.weights))
+        """As a single teacher's.
+
+        Raises:
+            ValueError: the examples have no shares.
+        """
+        if batch.shares is None:
+            raise ValueError("expected examples with the shares of several teachers, found some without")
+        whole = self.teachers[0].look(batch, **states) if any(states.values()) else None
+        rest = self.teachers if whole is None else self.teachers[1:]
+        wanted = batch.shares.T[-len(rest) :] > 0
+        found = [teacher.look_at(batch, there) for teacher, there in zip(rest, wanted, strict=True)]
+        if whole is None:
+            return Seen(Mixed(tuple(found), batch.shares))
+        return replace(whole, online=Mixed((whole.online, *found), batch.shares))
 
 
 Live = LiveTeacher | LiveMixture

@@ -16,6 +16,7 @@ from edgedistill.core.runfolder import StageContext
 from edgedistill.core.teacher import API_TEACHER
 
 if TYPE_CHECKING:
+    from edgedistill.train.speed import Clock
     from edgedistill.train.wanted import Arm, Lesson
 
 
@@ -106,7 +107,12 @@ def run(context: StageContext) -> None:
         student.check_tokens([*records, *gold], teacher=teacher, student=untrained, id_map=id_map, template=template)
     further = _further_teachers(context, records, untrained=untrained, template=template)
     cache = _cache(context, records, template=template) if recipe.train.teacher == "cached" else None
-    examples = data.record_examples(records, id_map=id_map, cache=cache)
+    shares = recipe.train.shares if further else None
+    examples = data.record_examples(records, id_map=id_map, cache=cache, shares=shares)
+    if recipe.train.teacher == "cached" and recipe.train.kd_weight > 0:
+        context.figures["with_distributions"] = sum(e.top_ids is not None for e in examples)
+        for note in data.untaught(records, examples):
+            context.report.note(note)
     longest = shape["max_position_embeddings"]
     for note in data.oddities(examples, longest=longest):
         context.report.note(note)
@@ -140,7 +146,7 @@ def run(context: StageContext) -> None:
     shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
 
 
-def _train_arm(context: StageContext, arm: Arm, lesson: Lesson, *, further: dict[str, float]) -> None:
+def _train_arm(context: StageContext, arm: Arm, lesson: Lesson, *, further: list[str]) -> None:
     from edgedistill.train import arms, cut, launch
 
     start = context.folder / arm.start
@@ -180,25 +186,33 @@ def _take_tokenizer(context: StageContext) -> None:
 
 def _further_teachers(
     context: StageContext, records: Sequence[TeacherRecord], *, untrained: Path, template: str
-) -> dict[str, float]:
-    """Folder and weight of each further teacher.
+) -> list[str]:
+    """Folders of the further teachers.
 
     Raises:
-        InputError: one of them tokenizes a record otherwise than the student.
+        InputError: one of them has no record of its kinds, or tokenizes one otherwise than the student.
     """
     from edgedistill.runtimes.sources import resolve_model
     from edgedistill.train import folders, student
 
-    found = {}
+    found = []
     for further in context.recipe.train.further_teachers:
+        theirs = [record for record in records if further.teaches(record.kind)]
+        if not theirs:
+            raise InputError(
+                f"expected records of the kinds {', '.join(further.kinds)} for {further.model} in "
+                f"train.further_teachers, found {', '.join(sorted({r.kind or 'none' for r in records}))}; correct kinds"
+            )
+        if further.kinds:
+            context.report.note(f"{further.model} has a share in {len(theirs)} of {len(records)} records")
         folder = resolve_model(further.model).folder
         ids = student.shared_ids(teacher=folder, student=untrained, rows=folders.read_shape(folder)["vocab_size"])
-        student.check_tokens(records, teacher=folder, student=untrained, id_map=ids, template=template)
-        found[str(folder)] = further.weight
+        student.check_tokens(theirs, teacher=folder, student=untrained, id_map=ids, template=template)
+        found.append(str(folder))
     return found
 
 
-def _settings(context: StageContext, *, arm: Arm, further: dict[str, float]) -> dict[str, Any]:
+def _settings(context: StageContext, *, arm: Arm, further: list[str]) -> dict[str, Any]:
     """The arguments of `arms.train_arm` that the recipe gives: JSON and paths. Only the student has a teacher."""
     from edgedistill.runtimes.precision import uses_bf16
 
@@ -240,6 +254,7 @@ def _make_student(
             records=records,
             template=template,
             report=context.report,
+            clock=_clock(context, grid=recipe.cut.grid) if recipe.is_timed else None,
             **recipe.cut.model_dump() | {"target_bytes": recipe.cut.most_bytes},
         )
         return
@@ -251,6 +266,14 @@ def _make_student(
     id_map = student.shared_ids(teacher=teacher, student=source.folder, rows=folders.read_shape(teacher)["vocab_size"])
     student.check_tokens(records, teacher=teacher, student=source.folder, id_map=id_map, template=template)
     student.adopt_student(model=source.folder, teacher=teacher, folder=untrained, template=template)
+
+
+def _clock(context: StageContext, *, grid: str) -> Clock:
+    from edgedistill.quant.plan import plan_of
+    from edgedistill.train.speed import Clock
+
+    threads = context.recipe.threads or usable_cores()
+    return Clock(context.lent["write_gguf"], context.lent["decode_times"], plan_of(grid), threads)
 
 
 def _greedy(context: StageContext, asked: list[list[int]], *, threads: int) -> list[list[int]]:
@@ -307,22 +330,24 @@ def _gold(context: StageContext, *, template: str) -> list[TeacherRecord]:
 
 
 def _cache(context: StageContext, records: Sequence[TeacherRecord], *, template: str) -> Any | None:
-    """The teacher's distributions, held against the teacher, tokenizer and template in use; None if none were kept."""
+    """Each teacher's distributions, held against the tokenizer and template in use; None if none were kept."""
     from edgedistill.runtimes import chat
     from edgedistill.runtimes.logit_cache import CacheIdentity, open_cache
 
     taught, synth = [record for record in records if record.logits_key is not None], context.recipe.synth
     if not taught:
         return None
-    if len(teachers := {record.teacher for record in taught}) > 1:
-        raise InputError(f"expected records of one teacher, found {', '.join(sorted(teachers))}; run synth again")
     identity = CacheIdentity(
         tokenizer=chat.tokenizer_hash(context.folder_of("teacher")),
         template=chat.template_hash(template),
         teacher=taught[0].teacher,
         draws=synth.top_k if synth.kept == "drawn" and not context.recipe.teacher.is_api else 0,
     )
-    return open_cache(sorted(context.folder_of("synth").glob("logits-*.safetensors")), identity=identity)
+    return open_cache(
+        sorted(context.folder_of("synth").glob("logits-*.safetensors")),
+        identity=identity,
+        teachers={record.teacher for record in taught},
+    )
 
 
 def _arm_figures(metrics: Path, arm: str) -> dict[str, Any]:

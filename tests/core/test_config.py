@@ -145,8 +145,10 @@ def _written(path: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("cut", "sentence"),
     [
-        ({}, "expected layers, or a target_parameters or target_bytes to choose them by"),
-        ({"target_parameters": 1, "target_bytes": "2 MB"}, "expected target_parameters or target_bytes, found both"),
+        ({}, "expected layers, or one of target_parameters, target_bytes, target_tokens_per_s to choose them by"),
+        ({"target_parameters": 1, "target_bytes": "2 MB"}, "found target_parameters and target_bytes"),
+        ({"target_tokens_per_s": 9, "target_bytes": "2 MB"}, "found target_bytes and target_tokens_per_s"),
+        ({"target_tokens_per_s": 0}, "student.cut.target_tokens_per_s"),
         ({"target_bytes": "2 miles"}, "expected a number or a text such as '150 MB'"),
         ({"target_bytes": 0}, "student.cut.target_bytes: found 0; expected at least one byte, such as '150 MB'"),
     ],

@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from edgedistill.core.crossed import crossed_difference, crossed_mean, crossed_ratio
+from edgedistill.core.crossed import crossed_difference, crossed_gap, crossed_mean, crossed_ratio
 from edgedistill.core.stats import paired_proportion_ratio, student_quantile, wilson_interval
 
 
@@ -60,6 +60,19 @@ def test_agresti_and_min_s_interval_of_a_pair() -> None:
     assert found.low > 7 / 52 - half - 0.03 and found.high < 7 / 52 + half + 0.03
 
 
+def test_a_gap_without_bounds_holds_both_student_s_intervals() -> None:
+    theirs = [[3.0] * 60] * 3
+    of_seeds = [[3.0 + shift] * 60 for shift in (-1.7, -2.0, -2.3)]  # further away than scores in [0, 1] can be
+    found = crossed_gap(of_seeds, theirs, confidence=0.95, seed=0)
+    half = student_quantile(0.975, 2) * 0.3 / 3**0.5
+    assert (found.estimate, found.low, found.high) == pytest.approx((-2.0, -2 - half, -2 + half))
+    of_items = [[3.0 + (0.1 if item % 2 else -0.3) for item in range(60)]] * 3
+    found = crossed_gap(of_items, theirs, confidence=0.95, seed=0)
+    half = student_quantile(0.975, 59) * (60 / 59) ** 0.5 * 0.2 / 60**0.5
+    assert found.estimate == pytest.approx(-0.1) and found.high - found.low < 2.3 * half
+    assert found.low <= -0.1 - half + 1e-12 and found.high >= -0.1 + half - 1e-12
+
+
 def test_a_ratio_to_one_reference_holds_the_score_interval() -> None:
     theirs = right(95, 100)
     ours = right(90, 100)
@@ -84,8 +97,21 @@ def test_what_cannot_be_compared_is_refused() -> None:
             crossed_mean(scores, **how)
     with pytest.raises(ValueError, match="expected the same seeds for both, found 2 and 1"):
         crossed_difference([[1.0], [1.0]], [[1.0]], **how)
+    with pytest.raises(ValueError, match="expected the same seeds for both, found 1 and 2"):
+        crossed_gap([[1.0]], [[1.0], [1.0]], **how)
     with pytest.raises(ValueError, match="a reference that scores at all, found 1 and 0"):
         crossed_ratio([[1.0, 0.0]], [0.0, 0.0], **how)
+
+
+def test_a_gap_covers_the_truth_where_both_seeds_and_items_vary() -> None:
+    rng = random.Random(2)
+    covered = 0
+    for trial in range(100):
+        luck, items = [rng.gauss(0, 0.02) for _ in range(3)], [rng.gauss(-0.05, 0.1) for _ in range(40)]
+        ours = [[1.5 + one + item + rng.gauss(0, 0.05) for item in items] for one in luck]
+        found = crossed_gap(ours, [[1.5] * 40] * 3, confidence=0.9, seed=trial, resamples=200)
+        covered += found.low <= -0.05 <= found.high
+    assert covered >= 84
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

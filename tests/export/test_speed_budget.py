@@ -11,10 +11,10 @@ from export_builders import corpus, save_byte_level, save_llama
 
 from edgedistill.core.errors import InputError
 from edgedistill.core.runfolder import SilentReporter
-from edgedistill.export.pace import Pace, measure_pace, multiplied
+from edgedistill.export.pace import Pace, measure_pace
 from edgedistill.export.precision import GGUF_ALONE, Choice, choose_precision, stored_bytes
 from edgedistill.export.quantize_model import quantize_model
-from edgedistill.quant.plan import EMBEDDING, HEAD, Plan
+from edgedistill.quant.plan import EMBEDDING, HEAD, Plan, multiplied
 
 SHAPES = {
     EMBEDDING: (512, 64),

@@ -148,6 +148,42 @@ def test_the_order_of_shards_and_rows_does_not_matter(cache_file: Path, tmp_path
         np.testing.assert_array_equal(one_values, other_values)
 
 
+OTHER = replace(IDENTITY, teacher="folder-sha256:2")
+
+
+def test_each_teacher_s_rows_are_its_own(cache_file: Path, tmp_path: Path) -> None:
+    """Both teachers gave the first text, with other distributions; each alone gave one of the others."""
+    paths = [cache_file, tmp_path / "logits-00000-1.safetensors"]
+    texts = [TEXTS["a"], ([7], [3, 3])]
+    write_cache(paths[1], {row_key(*t, identity=OTHER): random_row(9, len(t[1]))[0] for t in texts}, identity=OTHER)
+    with pytest.raises(InputError, match=r"00000-1\.safetensors is stale: expected distributions of teacher"):
+        open_cache(paths, identity=IDENTITY)
+    cache = open_cache(paths, identity=IDENTITY, teachers={IDENTITY.teacher, OTHER.teacher})
+
+    def row(text: tuple[list[int], list[int]], teacher: str | None) -> LogitRow:
+        return cache.row(prompt_ids=text[0], answer_ids=text[1], record="r-1", teacher=teacher)
+
+    for identity, path in ((IDENTITY, paths[0]), (OTHER, paths[1])):
+        alone = open_cache([path]).row(prompt_ids=texts[0][0], answer_ids=texts[0][1], record="r-1")
+        assert np.array_equal(row(texts[0], identity.teacher).ids, alone.ids)
+    assert not np.array_equal(row(texts[0], None).ids, row(texts[0], OTHER.teacher).ids)
+    said = "expected the distributions of folder-sha256:{} for record r-1, found those of folder-sha256:{} for its text"
+    with pytest.raises(InputError, match=said.format(1, 2)):
+        row(texts[1], None)
+    with pytest.raises(InputError, match=said.format(2, 1)):
+        row(TEXTS["b"], OTHER.teacher)
+    with pytest.raises(InputError, match="distributions for record r-1, found none for its text"):
+        row(([7], [3, 4]), OTHER.teacher)
+
+
+def test_a_file_that_names_another_teacher_than_its_rows_gives_none(tmp_path: Path) -> None:
+    key = row_key(*TEXTS["a"], identity=IDENTITY)
+    write_cache(tmp_path / "c", {key: random_row(0, 3)[0]}, identity=OTHER)
+    cache = open_cache([tmp_path / "c"], identity=IDENTITY, teachers=[OTHER.teacher])
+    with pytest.raises(InputError, match="sha256:1 for record a, found those of folder-sha256:2"):
+        cache.row(prompt_ids=TEXTS["a"][0], answer_ids=TEXTS["a"][1], record="a")
+
+
 def test_ids_of_a_large_vocabulary_come_back(tmp_path: Path) -> None:
     row = make_row(
         [[70_000, 5], [151_935, 65_535], [5, 6]], np.log([[0.75, 0.25], [0.5, 0.25], [0.9, 1e-3]]), least=0.1

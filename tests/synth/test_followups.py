@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
 import shutil
@@ -25,11 +27,12 @@ from edgedistill.runtimes.chat import load_tokenizer
 from edgedistill.runtimes.plain_tokenizer import save_plain
 from edgedistill.synth import stage
 from edgedistill.synth.clients import read_anthropic, read_openai
-from edgedistill.synth.followups import SHORTER, score_of, score_prompt
-from edgedistill.synth.journal import Reply
+from edgedistill.synth.followups import SHORTER, score_of, score_prompt, settling, shorter_prompt
+from edgedistill.synth.journal import Journal, Reply
 from edgedistill.synth.reasoning import parted, with_reasoning
 from edgedistill.synth.rows import make_prompt
-from edgedistill.synth.service import total_of
+from edgedistill.synth.service import Service, total_of
+from edgedistill.synth.several import Asked
 
 pytest.importorskip("openai", reason="the extra `api` is not installed")
 
@@ -176,6 +179,21 @@ def test_a_shorter_answer_counts_where_it_says_the_same(tmp_path: Path, tiny_lla
         assert (dry["requests"], dry["further"][0]["asks"], dry["further"][0]["requests"]) == (0, "shorter answers", 0)
         asks(synth={"shorten": True})
         assert sum(server.arrived.values()) == 8 and asks.records() == found
+
+
+def test_a_shorter_answer_comes_without_the_log_probs_that_follow_the_longer_one(tmp_path: Path) -> None:
+    service, asked = Service("openai", "m", "", {}, 16), make_prompt([Message(role="user", content="2+2")])
+    logprobs = [[["34", -0.1]]]
+    with contextlib.closing(Journal(service.journal_in(tmp_path))) as journal:
+        for prompt, text in ((asked, "it is 4"), (shorter_prompt(asked, "it is 4"), "4")):
+            reply = Reply(text, "stop", "m", (1, 1), logprobs)
+            journal.sent(service.question(prompt).id, (1, 1))
+            asyncio.run(journal.answer(service.question(prompt).id, reply, ms=1))
+    for shorten, text, kept in ((False, "it is 4", logprobs), (True, "4", None)):
+        with contextlib.ExitStack() as stack:
+            rules = {"mix": None, "judge": lambda *_: None, "meaning": lambda said: said[-1]}
+            outcome = settling([Asked(service)], tmp_path, stack, **rules, shorten=shorten)(asked)
+        assert (outcome.text, outcome.logprobs) == (text, kept)
 
 
 def test_a_judge_rejects_what_it_scores_low_and_is_paid_for(tmp_path: Path, tiny_llama: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import random
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from killing import killed
 from synth_api_server import Server, serve
 
-from edgedistill.core.errors import StageError
+from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import iter_jsonl, write_jsonl
 from edgedistill.core.records import Message, Prompt
 from edgedistill.core.runfolder import SilentReporter
@@ -90,7 +91,13 @@ def ask(server: Server, paths: list[Path], folder: Path, *, report: Notes | None
 
 
 def records(
-    paths: list[Path], folder: Path, journal: Path, *, ids: dict[str, int] | None = None, top_k: int = 0
+    paths: list[Path],
+    folder: Path,
+    journal: Path,
+    *,
+    ids: dict[str, int] | None = None,
+    top_k: int = 0,
+    settle: Callable[[Prompt], Outcome] | None = None,
 ) -> dict[str, bytes]:
     folder.mkdir(exist_ok=True)
     tokens = StudentTokens(
@@ -100,7 +107,7 @@ def records(
     with contextlib.closing(Journal(journal)) as answers:
         counts = write_records(
             paths, folder=folder, tokens=tokens, top_k=top_k, shard_size=16,
-            settle=lambda prompt: chosen(prompt, [outcome_of(prompt, service(), answers, judge)], mix=None),
+            settle=settle or (lambda prompt: chosen(prompt, [outcome_of(prompt, service(), answers, judge)], mix=None)),
         )  # fmt: skip
     found = {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
     rows = [record for _, shard in read_records(folder) for record in shard]
@@ -239,24 +246,27 @@ def test_an_estimate_sends_nothing_and_learns_from_what_is_there(tmp_path: Path,
     assert found["from"] == "20 answers" and found["seconds"] < 10
 
 
+IDS = {bytes([i]).hex(): i for i in range(256)}
+
+
+def log_probs(text: str) -> dict[str, Any]:
+    """Of each byte of the answer in capitals, as a server gives them; where a prompt ends with 1, of other tokens."""
+    said = text.upper()
+    if text.endswith("1"):
+        return {"logprobs": {"content": [{"token": said, "bytes": list(said.encode()), "logprob": -0.1}]}}
+    content = []
+    for byte in said.encode():
+        top = [{"token": "", "bytes": [b], "logprob": p} for b, p in ((byte, -0.25), (200, -2.0), (201, -3.0))]
+        unknown = {"token": "", "bytes": [5, 6], "logprob": -1.7}
+        content.append({"token": "", "bytes": [byte], "logprob": -0.25, "top_logprobs": [*top, unknown]})
+    return {"logprobs": {"content": content}}
+
+
 def test_log_probs_of_the_students_tokens_become_distributions(tmp_path: Path) -> None:
-    ids = {bytes([i]).hex(): i for i in range(256)}
-
-    def extra(text: str) -> dict[str, Any]:
-        said = text.upper()
-        if text.endswith("1"):  # another tokenizer's tokens
-            return {"logprobs": {"content": [{"token": said, "bytes": list(said.encode()), "logprob": -0.1}]}}
-        content = []
-        for byte in said.encode():
-            top = [{"token": "", "bytes": [b], "logprob": p} for b, p in ((byte, -0.25), (200, -2.0), (201, -3.0))]
-            unknown = {"token": "", "bytes": [5, 6], "logprob": -1.7}
-            content.append({"token": "", "bytes": [byte], "logprob": -0.25, "top_logprobs": [*top, unknown]})
-        return {"logprobs": {"content": content}}
-
     prompts = written(tmp_path, 3)
-    with serve(extra=extra) as server:
+    with serve(extra=log_probs) as server:
         ask(server, [prompts], tmp_path / "j")
-    records([prompts], tmp_path / "out", tmp_path / "j", ids=ids, top_k=4)
+    records([prompts], tmp_path / "out", tmp_path / "j", ids=IDS, top_k=4)
     ((_, rows),) = read_records(tmp_path / "out")
     cache = open_cache([tmp_path / "out" / "logits-00000.safetensors"], identity=IDENTITY)
     assert [row.logits_key is None for row in rows] == [False, True, False]
@@ -266,7 +276,36 @@ def test_log_probs_of_the_students_tokens_become_distributions(tmp_path: Path) -
     assert row.logprobs[0].tolist()[:3] == pytest.approx([-0.25, -2.0, -3.0], abs=0.05)  # kept in 8 bits
     known = sum(2.718281828459045**p for p in (-0.25, -2.0, -3.0))
     assert row.tail[0] == pytest.approx(max(0.0, 1 - known), abs=0.02) and row.tail[-1] == pytest.approx(0, abs=0.02)
-    assert logit_row([[["4e", -0.1]]], [78, 79, 2], token_ids=ids, k=4) is None
+    assert logit_row([[["4e", -0.1]]], [78, 79, 2], token_ids=IDS, k=4) is None
+
+
+def test_each_teacher_s_log_probs_are_kept_as_its_own(tmp_path: Path) -> None:
+    """Of three teachers by share the second tells none: its records are text."""
+    prompts = written(tmp_path, 40)
+    asked = [
+        Asked(Service("openai", f"m-{i}", "", {}, 16), share=share) for i, share in ((1, None), (2, 0.3), (3, 0.3))
+    ]
+    for number, one in enumerate(asked):
+        with contextlib.ExitStack() as stack, serve(**({} if number == 1 else {"extra": log_probs})) as server:
+            wanted = waits_for(asked, number, tmp_path, stack, mix="share", judge=judge)
+            ask(server, [prompts], one.service.journal_in(tmp_path), service=one.service, wanted=wanted)
+    with contextlib.ExitStack() as stack:
+        settle = settling(asked, tmp_path, stack, mix="share", judge=judge)
+        found = records([prompts], tmp_path / "out", tmp_path / "j", ids=IDS, top_k=4, settle=settle)
+    rows = [record for _, shard in read_records(tmp_path / "out") for record in shard]
+    taught = {record.teacher for record in rows if record.logits_key is not None}
+    assert {record.teacher for record in rows} == {"openai:m-1", "openai:m-2", "openai:m-3"}
+    assert taught == {"openai:m-1", "openai:m-3"}
+    paths = [tmp_path / "out" / name for name in found if name.startswith("logits-")]
+    assert {path.name for path in paths} >= {"logits-00000.safetensors", "logits-00000-1.safetensors"}
+    cache = open_cache(paths, identity=IDENTITY, teachers=taught)
+    for record in rows:
+        if record.logits_key is not None:
+            text = {"prompt_ids": record.prompt_ids, "answer_ids": record.answer_ids}
+            assert cache.row(**text, record=record.id, teacher=record.teacher).ids[-1, 0] == 2
+            other = next(iter(taught - {record.teacher}))
+            with pytest.raises(InputError, match=f"of {other} for record .* found those of {record.teacher}"):
+                cache.row(**text, record=record.id, teacher=other)
 
 
 def test_an_answer_with_an_end_token_in_it_is_rejected(tmp_path: Path) -> None:

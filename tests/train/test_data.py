@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_training import random_examples
@@ -22,6 +24,7 @@ from edgedistill.train.data import (
     pack,
     record_examples,
     split_examples,
+    untaught,
 )
 
 IDENTITY = CacheIdentity(tokenizer="t", template="c", teacher="r")
@@ -102,6 +105,7 @@ def test_teacher_rows_follow_their_text_into_the_smaller_vocabulary(tmp_path):
     assert a.top_ids.tolist() == [[3, -1], [0, 1]]
     assert b.top_ids.tolist() == [[2, 3], [0, -1]]
     np.testing.assert_allclose(np.exp(b.top_logprobs), [[0.6, 0.3], [0.8, 0.1]], rtol=0.02)
+    assert (a.lost, b.lost) == pytest.approx((0.2, 0.1), rel=0.02)
     batch = collate([a, b, example([1, 2, 0], 1)])
     assert batch.taught.tolist() == [True] * 4 + [False] * 2
     assert batch.teacher_ids.tolist() == [[3, -1], [0, 1], [2, 3], [0, -1], [-1, -1], [-1, -1]]
@@ -109,6 +113,30 @@ def test_teacher_rows_follow_their_text_into_the_smaller_vocabulary(tmp_path):
         record_examples([record((13,), (2,), taught=False)], id_map=id_map, cache=cache)
     with pytest.raises(InputError, match="distributions for record rec, found none"):
         record_examples([one.model_copy(update={"answer_ids": (12, 11)})], cache=cache)
+    with pytest.raises(InputError, match="expected the distributions of another for record rec, found those of r "):
+        record_examples([one.model_copy(update={"teacher": "another"})], cache=cache)
+
+
+def test_one_text_of_two_teachers_has_the_distributions_of_each(tmp_path):
+    one, paths = record((10, 11), (12, 2)), []
+    for place, identity in enumerate((IDENTITY, replace(IDENTITY, teacher="s"))):
+        key = row_key(one.prompt_ids, one.answer_ids, identity=identity)
+        paths.append(tmp_path / str(place))
+        write_cache(paths[-1], {key: make_row([[12 + place], [2]], np.log([[0.9], [0.8]]))}, identity=identity)
+    cache = open_cache(paths, teachers={"s"})
+    examples = record_examples([one.model_copy(update={"teacher": name}) for name in "sr"], cache=cache)
+    assert [e.top_ids.tolist() for e in examples] == [[[13], [2]], [[12], [2]]]
+
+
+def test_records_that_are_learnt_from_text_alone_are_counted_by_teacher():
+    records = [record((10,), (n, 2)).model_copy(update={"teacher": "ab"[n % 2]}) for n in range(5)]
+    plain = [example([10, n, 2], 1) for n in range(5)]
+    taught = [replace(e, top_ids=np.zeros((2, 1)), top_logprobs=np.zeros((2, 1))) for e in plain]
+    assert untaught(records, taught) == []
+    (said,) = untaught(records, [*taught[:1], *plain[1:2], *taught[2:]])
+    assert said.startswith("4 of 5 records have their teacher's distributions (3 of 3 of a, 1 of 2 of b), the others")
+    (said,) = untaught(records[::2], plain[::2])
+    assert said.startswith("0 of 3 records have their teacher's distributions, the others are learnt from")
 
 
 def test_order_depends_on_seed_and_epoch_alone_and_covers_everything():
@@ -154,3 +182,14 @@ def test_odd_records_are_told_by_count_and_name():
         "1 of 9 records of the same text as another, kept: b as a",
     ]
     assert oddities([example([1, 2], 1)], longest=8) == []
+
+
+def test_what_the_student_s_vocabulary_lacks_of_the_distributions_is_told():
+    tops = np.zeros((2, 1)), np.zeros((2, 1), np.float32)
+    named = {"whole": 0.0, "little": 0.1, "much": 0.35}
+    whole, little, much = (
+        Example(name, np.arange(4) + place, 2, *tops, lost=lost) for place, (name, lost) in enumerate(named.items())
+    )
+    told = "of whose teacher's probability tokens that the student lacks have a part (7.5 % of all), learnt as one sum"
+    assert oddities([whole, little, much, example([1, 2], 1)], longest=8) == [f"2 of 4 records {told}: much, little"]
+    assert oddities([whole, replace(little, lost=5e-4)], longest=8) == []

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -38,6 +38,7 @@ def deep(tmp_path_factory):
 
 def test_examples_come_back_as_they_went(tmp_path, deep):
     taught = teach(load(deep), random_examples(3))
+    taught[0] = replace(taught[0], shares=np.array([0.25, 0.75], np.float32))
     mixed = [*random_examples(2, seed=1), *taught, *teach(load(deep), random_examples(1, seed=2), k=3)]
     for examples in (mixed, random_examples(4), []):
         save_examples(tmp_path / "e.npz", examples)

@@ -68,11 +68,12 @@ def gradient(model, batches: list[list[Example]], *, packed: bool = False) -> to
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_gradient_invariance_to_split_padding_and_packing(tiny_llama, examples, attention):
+@pytest.mark.parametrize(("attention", "taught"), [("eager", 8), ("eager", 5), ("sdpa", 8)])
+def test_gradient_invariance_to_split_padding_and_packing(tiny_llama, examples, attention, taught):
+    """Also where of some examples the text alone is learnt."""
     model = load(tiny_llama)
     model.set_attn_implementation(attention)
-    eight = examples[:8]
+    eight = [*examples[:taught], *random_examples(8)[taught:]]
     whole = gradient(model, [eight])
     assert whole.norm() > 0.01
     splits = {

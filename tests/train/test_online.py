@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from tiny_models import save_tiny_llama
 from tiny_training import fresh_accelerator, load, random_examples
 
 from edgedistill.core.errors import InputError
-from edgedistill.train.data import collate, collate_rows, pack
+from edgedistill.train.data import Example, collate, collate_rows, pack
 from edgedistill.train.divergence import Divergence
 from edgedistill.train.fused import Online, head_losses
 from edgedistill.train.loop import train_model
@@ -248,15 +249,62 @@ def test_the_share_of_sampled_steps_is_the_recipes():
 
 def test_several_teachers_are_the_mean_of_their_distributions(tiny_llama, teacher, live, tmp_path):
     other = load_live(save_tiny_llama(tmp_path / "other", layers=1, seed=11), id_map=np.arange(VOCAB))
-    mixture, student, examples = LiveMixture((live, other), (0.75, 0.25)), load(tiny_llama), random_examples(4)
-    found = step_losses(student, collate(examples), kd_weight=1.0, live=mixture)
-    expected = 0.0
-    for e in examples:
-        p, o, q = (torch.softmax(logits(m, e.ids)[e.start - 1 : -1], -1) for m in (*mixture.models, student))
-        mean = 0.75 * p + 0.25 * o
-        expected += (mean * (mean / q).log()).sum()
-    assert found.total.item() == pytest.approx(float(expected), rel=1e-5)
+    mixture, student = LiveMixture((live, other)), load(tiny_llama)
+    examples = shared(random_examples(6))
+    for batch in (collate(examples), collate_rows(pack(examples, width=40)), collate(examples[:1])):
+        found = step_losses(student, batch, kd_weight=1.0, live=mixture)
+        expected = 0.0
+        for e in examples if len(batch.input_ids) > 1 else examples[:1]:
+            p, o, q = (torch.softmax(logits(m, e.ids)[e.start - 1 : -1], -1) for m in (*mixture.models, student))
+            mean = e.shares[0] * p + e.shares[1] * o
+            expected += (mean * (mean / q).log()).sum()
+        assert found.total.item() == pytest.approx(float(expected), rel=1e-5)
     assert mixture.known == VOCAB
+    with pytest.raises(ValueError, match="expected examples with the shares of several teachers"):
+        mixture.look(collate(random_examples(2)))
+
+
+def shared(examples: list[Example]) -> list[Example]:
+    """Examples with the shares of two teachers: one of them alone, the other alone, both."""
+    shares = np.array([[1, 0], [0, 1], [0.75, 0.25]], np.float32)
+    return [replace(e, shares=shares[i % 3]) for i, e in enumerate(examples)]
+
+
+def test_a_teacher_is_asked_for_the_rows_it_has_a_share_in(teacher, live, tmp_path):
+    other = load_live(save_tiny_llama(tmp_path / "other", layers=1, seed=11), id_map=np.arange(VOCAB))
+    asked: dict[int, list[int]] = {0: [], 1: []}
+    for number, each in enumerate((live, other)):
+        each.model.get_decoder().register_forward_pre_hook(
+            lambda _, args, named, number=number: asked[number].append(len(named["input_ids"])), with_kwargs=True
+        )
+    mixture, examples = LiveMixture((live, other)), shared(random_examples(6))
+    mixture.look(collate(examples))
+    assert asked == {0: [4], 1: [4]}
+    mixture.look(collate(examples[:1]))
+    assert asked == {0: [4, 1], 1: [4]}
+    mixture.look(collate(examples[1:2]), output_hidden_states=True)  # inside, the student follows the first
+    assert asked == {0: [4, 1, 1], 1: [4, 1]}
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_no_split_of_a_step_changes_what_teachers_by_record_teach(tiny_llama, live, tmp_path, matched):
+    other = load_live(save_tiny_llama(tmp_path / "other", layers=1, seed=11), id_map=np.arange(VOCAB))
+    student, examples = load(tiny_llama), shared(random_examples(9))
+    more = {"live": LiveMixture((live, other)), "kd_weight": 0.5}
+    if matched:
+        more["matching"] = Matching(hidden=1.0, attention=0.0, layers=((0, 1), (1, 3)))
+        add_projections(student, how=more["matching"], widths=(64, 96), seed=1)
+
+    def gradient(parts: list[list[Example]], *, width: int = 0) -> torch.Tensor:
+        student.zero_grad()
+        for part in parts:
+            batch = collate_rows(pack(part, width=width)) if width else collate(part)
+            (step_losses(student, batch, **more).total / sum(e.supervised for e in examples)).backward()
+        return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+
+    whole = gradient([examples])
+    for split in (gradient([[e] for e in examples]), gradient([examples[:4], examples[4:]], width=40)):
+        assert (split - whole).norm() / whole.norm() < 1e-5
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])

@@ -187,6 +187,7 @@ def test_student_is_cut_trained_and_compared(tmp_path, deep):
     assert ctx.figures["student"]["steps"] == ctx.figures["control"]["steps"] == 6
     assert ctx.figures["student"]["kd_weight"] == 0.5 and ctx.figures["control"]["kd_weight"] == 0
     assert ctx.figures["trained_on"] == 10 and ctx.figures["validated_on"] == 2
+    assert any(note.startswith("12 of 12 records of whose teacher's probability") for note in ctx.report.notes)
     rows = read_jsonl(ctx.folder / "metrics.jsonl")
     assert all(row["kl"] > 0 for row in rows if row["arm"] == "student" and "loss" in row)
     assert all(row["kl"] == 0 for row in rows if row["arm"] == "control" and "loss" in row)
@@ -388,6 +389,28 @@ def test_records_without_distributions_are_learnt_from_their_text(tmp_path, deep
     assert np.array_equal(*weights)
 
 
+def test_a_record_learns_of_its_own_teacher_or_from_its_text(tmp_path, deep):
+    run_teacher(context(tmp_path, "teacher", deep))
+    ctx = context(tmp_path, "synth", deep)
+    label(ctx)
+    path = ctx.folder / "records-00000.jsonl"
+    rows = read_jsonl(path)
+    for row in rows[:3]:
+        row |= {"teacher": "teacher-2", "logits_key": None}
+    write_jsonl(path, rows)
+    ctx = context(tmp_path, "train", deep)
+    run(ctx)
+    assert ctx.figures["with_distributions"] == 9
+    said = "9 of 12 records have their teacher's distributions (0 of 3 of teacher-2, 9 of 9 of teacher-1), the others "
+    assert any(note.startswith(said) for note in ctx.report.notes)
+    steps = [row for row in read_jsonl(ctx.folder / "metrics.jsonl") if row["arm"] == "student" and "loss" in row]
+    assert all(row["kl"] > 0 for row in steps)
+    rows[5] |= {"teacher": "teacher-2"}
+    write_jsonl(path, rows)
+    with pytest.raises(InputError, match="of teacher-2 for record r-p5, found those of teacher-1 for its text"):
+        run(context(tmp_path, "train", deep))
+
+
 def test_an_online_teacher_and_a_further_one_leave_a_student_and_its_control(tmp_path, deep):
     other = save_tiny_llama(tmp_path / "other", layers=1, seed=9)
     train = {
@@ -403,6 +426,26 @@ def test_an_online_teacher_and_a_further_one_leave_a_student_and_its_control(tmp
     assert not any("matching" in name for name in load(ctx.folder / "student").state_dict())
 
 
+def test_a_further_teacher_may_teach_some_kinds_of_records_alone(tmp_path, deep):
+    run_teacher(context(tmp_path, "teacher", deep))
+    ctx = context(tmp_path, "synth", deep)
+    label(ctx)
+    path = ctx.folder / "records-00000.jsonl"
+    rows = read_jsonl(path)
+    write_jsonl(path, [row | ({"kind": "on"} if ':"on' in row["answer"] else {}) for row in rows])
+    other = save_tiny_llama(tmp_path / "other", layers=1, seed=9)
+    train = {"lr": 3e-3, "epochs": 1, "batch_size": 4, "valid_share": 0.2, "dtype": "fp32", "teacher": "online"}
+    further = {"model": str(other), "weight": 1.0, "kinds": ["on", "dim"]}
+    ctx = context(tmp_path, "train", deep, train=train | {"further_teachers": [further]})
+    assert ctx.recipe.train.shares("on") == (0.0, 1.0) and ctx.recipe.train.shares("") == (1.0, 0.0)
+    run(ctx)
+    assert f"{other} has a share in 6 of 12 records" in ctx.report.notes
+    assert all(row["kl"] > 0 for row in read_jsonl(ctx.folder / "metrics.jsonl") if "loss" in row)
+    further = further | {"kinds": ["dim"]}
+    with pytest.raises(InputError, match=r"expected records of the kinds dim for .*, found none, on; correct kinds"):
+        run(context(tmp_path, "train", deep, train=train | {"further_teachers": [further]}))
+
+
 def test_what_needs_the_teacher_itself_is_refused_with_what_is_kept_of_it(tmp_path, deep):
     for name, value in (("on_policy", 0.5), ("match", {}), ("further_teachers", [{"model": "m", "weight": 0.5}])):
         with pytest.raises(ValueError, match=rf'expected teacher = "online" with .*{name}'):
@@ -410,6 +453,11 @@ def test_what_needs_the_teacher_itself_is_refused_with_what_is_kept_of_it(tmp_pa
     heavy = [{"model": "m", "weight": 0.5}, {"model": "n", "weight": 0.6}]
     with pytest.raises(ValueError, match=r"together less than 1, the teacher has the rest; found 1\.1"):
         context(tmp_path, "train", deep, train={"teacher": "online", "further_teachers": heavy})
+    heavy[1] |= {"kinds": ["a"]}
+    with pytest.raises(ValueError, match=r"together at most 1 for records of the kind 'a', found 1\.1"):
+        context(tmp_path, "train", deep, train={"teacher": "online", "further_teachers": heavy})
+    with pytest.raises(ValueError, match=r"together less than 1, the teacher has the rest; found 1"):
+        context(tmp_path, "train", deep, train={"teacher": "online", "further_teachers": [heavy[0] | {"weight": 1.0}]})
 
 
 def test_odd_records_are_told(tmp_path, deep):
