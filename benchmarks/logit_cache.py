@@ -34,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgedistill.core.files import read_jsonl, write_json
 from edgedistill.core.host import environment, usable_cores
-from edgedistill.core.recipe import Synth
+from edgedistill.core.recipe_tables import Synth
 from edgedistill.core.records import Message
 from edgedistill.core.stats import ratio_of_sums_interval
 from edgedistill.runtimes import chat

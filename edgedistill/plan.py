@@ -1,10 +1,11 @@
-"""The stages in order: what each depends on, what is done or stale and why, and running what is not done."""
+"""The plan: which stages of a run are done or stale and why, and running those that are not done, in order."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import importlib
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,44 +14,35 @@ from typing import Any
 
 from edgedistill.core.artifact import Manifest, content_digest
 from edgedistill.core.config import did_you_mean, validate_overridden
-from edgedistill.core.corpus import HUB, SPLITS
 from edgedistill.core.errors import InputError, StageError
-from edgedistill.core.files import read_json, sha256_file, write_json
-from edgedistill.core.host import host_id, now
+from edgedistill.core.files import read_json, write_json
+from edgedistill.core.needs import check_needs
 from edgedistill.core.recipe import Recipe, find_recipe, load_recipe
-from edgedistill.core.runfolder import FOLDERS, Reporter, StageState, read_manifest, stage_state
+from edgedistill.core.runfolder import FOLDERS, LOCK_FILE, Reporter, StageState, read_manifest, stage_state
 from edgedistill.core.sequential import plan_looks
-from edgedistill.core.target import measured_target
 from edgedistill.stage_process import run_in_process
+from edgedistill.stages import STAGES, Stage
 
-LOCK_FILE = "recipe.lock.json"
+RUNS = Path("runs")
 SOURCE_FILE = "recipe.source.json"
-LABELLED = ("data/gold.jsonl", "data/prompts.jsonl", "teacher")
-Parameters = Callable[[Recipe], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage: its code, what of the recipe and the host it depends on, and the outputs it reads.
-
-    `inputs` names stages, or of one a file (`data/heldout.jsonl`) or a folder (`train/student/`). Raise `version` when
-    the same inputs lead to another output, so that old results are recomputed.
-    """
-
-    name: str
-    version: int
-    entry: str
-    parameters: Parameters
-    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe, the folder its results lie in, and the TOML file it was read from (a run's folder only names it)."""
+    """A recipe, the folder its results lie in, and the TOML file it was read from (a run's folder only names it).
+
+    `asked` are the command line's words for it.
+    """
 
     recipe: Recipe
     folder: Path
     source: Path | None = None
+    asked: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The command that runs it, in the words it was asked for: its folder need not be there yet."""
+        return shlex.join(("edgedistill", "run", *(self.asked or (str(self.folder),))))
 
 
 @dataclass(frozen=True)
@@ -64,134 +56,24 @@ class Step:
     seconds: float | None = None
 
 
-def _data(recipe: Recipe) -> dict[str, Any]:
-    sources = {name: recipe.data.sources(name) for name in SPLITS}
-    # A data set of a hub is known by its reference; name a revision to hold it still.
-    hashes = {n: [f if f.startswith(HUB) else _file_hash(f) for f in files] for n, files in sources.items() if files}
-    task = recipe.task.model_dump(mode="json", exclude={"chat_template", "max_new_tokens"})
-    return {"data": recipe.data.model_dump(mode="json") | hashes, "task": task, "seed": recipe.seed}
-
-
-def _teacher(recipe: Recipe) -> dict[str, Any]:
-    if recipe.teacher.is_api:  # its folder holds the student's tokenizer
-        student, api = _model(str(recipe.student.model)), recipe.teacher.identity()
-        return {"api": api, "student": student, "task": _task(recipe, "chat_template")}
-    teacher = recipe.teacher.model_dump(mode="json", include={"adapt"}) | {"model": _model(recipe.teacher.model)}
-    if recipe.teacher.adapt is None:
-        return {"teacher": teacher, "task": _task(recipe, "chat_template")}
-    task = _task(recipe, "kind", "labels", "answer", "chat_template", "max_new_tokens")
-    how = {"dtype": recipe.train.dtype, "batch_size": recipe.synth.batch_size}
-    return {"teacher": teacher, "task": task, "seed": recipe.seed} | how
-
-
-def _synth(recipe: Recipe) -> dict[str, Any]:
-    synth = recipe.synth.model_dump(mode="json")
-    task = recipe.task.model_dump(mode="json", exclude={"system"})
-    if recipe.teacher.is_api:
-        judge = recipe.synth.judge
-        scored = judge.model_dump(mode="json", include={"threshold", "rubric"}) if judge else {}
-        scored |= {"teacher": judge.teacher.answering()} if judge else {}
-        names = ("label_gold", "shard_size", "reasoning", "shorten")
-        synth = {name: synth[name] for name in names} | {"judge": scored}
-        return {"synth": synth, "api": recipe.teacher.answering(), "task": task}
-    return {"synth": synth, "engine": recipe.teacher.engine, "dtype": recipe.train.dtype, "task": task}
-
-
-def _train(recipe: Recipe) -> dict[str, Any]:
-    student = recipe.student.model_dump(mode="json")
-    if recipe.student.model is not None:
-        student["model"] = _model(recipe.student.model)
-    # How often a checkpoint is written and who follows changes no result; further seeds join those that are there.
-    left_out = {"checkpoint_every_s": True, "trackers": True, "arms": {"seeds"}}
-    train = recipe.train.model_dump(mode="json", exclude=left_out)
-    for further in train["further_teachers"]:
-        further["model"] = _model(further["model"])
-    here = {"host": host_id(), "threads": recipe.threads} if recipe.student.is_timed else {}
-    return {"student": student, "train": train, "task": _task(recipe, "chat_template"), "seed": recipe.seed} | here
-
-
-def _export(recipe: Recipe) -> dict[str, Any]:
-    # Which variants ship is the gate's question.
-    export = recipe.export.model_dump(mode="json", exclude={"release"})
-    return {"export": export, "task": _task(recipe, "chat_template"), "name": recipe.name}
-
-
-def _eval(recipe: Recipe) -> dict[str, Any]:
-    text = recipe.eval.text
-    evaluation = recipe.eval.model_dump(mode="json") | {"text": _file_hash(text) if text else None}
-    return {"eval": evaluation, "task": _task(recipe, "kind", "labels", "answer", "chat_template", "max_new_tokens")}
-
-
-def _bench(recipe: Recipe) -> dict[str, Any]:
-    return {
-        # Further blocks are added to those that are there.
-        "bench": recipe.bench.model_dump(mode="json", exclude={"further_blocks"}),
-        "targets": {name: measured_target(name).model_dump(mode="json") for name in recipe.bench.targets},
-        "host": host_id(),
-        "threads": recipe.threads,
-        "task": _task(recipe, "chat_template", "max_new_tokens"),
-    }
-
-
-def _gate(recipe: Recipe) -> dict[str, Any]:
-    budgets = {name: budget.model_dump(mode="json") for name, budget in recipe.budget.items()}
-    today, baseline = now()[:10], recipe.gate.baseline
-    # A baseline that is not there is the gate's error to judge, not the plan's.
-    stored = sha256_file(Path(baseline)) if baseline and Path(baseline).is_file() else None
-    waivers = {name: budget.waiver for name, budget in recipe.budget.items() if budget.waiver}
-    return {
-        "budget": budgets,
-        "gate": recipe.gate.model_dump(mode="json") | {"baseline": stored},
-        "expired": [name for name, waiver in waivers.items() if waiver.expires.isoformat() < today],
-        # When the looks are taken follows from how many blocks come first.
-        "blocks": recipe.bench.blocks if recipe.gate.settle_blocks else None,
-        "release": list(recipe.export.release),
-        "targets": list(recipe.bench.targets),
-        "name": recipe.name,
-    }
-
-
-def _task(recipe: Recipe, *names: str) -> dict[str, Any]:
-    return recipe.task.model_dump(mode="json", include=set(names))
-
-
-STAGES: dict[str, Stage] = {
-    stage.name: stage
-    for stage in (
-        Stage("data", 5, "edgedistill.synth.stage:run_data", _data),
-        Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
-        Stage("synth", 5, "edgedistill.synth.stage:run_synth", _synth, LABELLED),
-        Stage("train", 5, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
-        Stage("export", 2, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train/student/")),
-        Stage("eval", 2, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
-        Stage("bench", 3, "edgedistill.bench.stage:run", _bench, (*LABELLED, "export")),
-        Stage(
-            "gate",
-            4,
-            "edgedistill.gate.stage:run",
-            _gate,
-            ("data", "teacher", "synth", "train", "export", "eval", "bench"),
-        ),
-    )
-}
-
-
-def resolve(reference: str, overrides: tuple[str, ...] = (), *, runs_dir: Path = Path("runs")) -> Run:
+def resolve(reference: str, overrides: tuple[str, ...] = (), *, runs_dir: Path = RUNS) -> Run:
     """The run meant by a recipe's path, a shipped recipe's name, or the folder of an earlier run. Writes nothing.
 
     Raises:
         InputError: nothing of that name, or every error of the recipe.
     """
     folder = Path(reference)
+    asked = (reference, *(word for one in overrides for word in ("--set", one)))
     if (folder / LOCK_FILE).is_file():
         data = read_json(folder / LOCK_FILE)
         recipe = validate_overridden(Recipe, data, overrides, source=str(folder / LOCK_FILE))
-        return Run(recipe, folder, _source_of(folder))
+        return Run(recipe, folder, _source_of(folder), asked)
     if folder.is_dir():
         raise InputError(f"expected a run folder, found no {LOCK_FILE} in {folder}; name a recipe or a run's folder")
     path = find_recipe(reference)
     recipe = load_recipe(path, overrides)
-    return Run(recipe, runs_dir / recipe.name, path.resolve())
+    asked += () if runs_dir == RUNS else ("--runs-dir", str(runs_dir))
+    return Run(recipe, runs_dir / recipe.name, path.resolve(), asked)
 
 
 def needed(until: str | None) -> list[Stage]:
@@ -224,6 +106,17 @@ def plan(run: Run, *, until: str | None = None, verify: bool = False) -> list[St
     return steps
 
 
+def check(run: Run, *, until: str | None = None) -> None:
+    """Hold the recipe against what every stage up to `until` will ask of it, so that none fails for that late.
+
+    Raises:
+        InputError: a split, model or variant that a stage works on is not named, or not there.
+        MissingError: a stage needs a package that is not installed.
+    """
+    for stage in needed(until):
+        check_needs(run.recipe, stage.name)
+
+
 def execute(
     run: Run,
     report: Reporter,
@@ -240,12 +133,15 @@ def execute(
     an accelerate configuration.
 
     Raises:
-        InputError: another process works on this run, or a file or target that the recipe names is absent.
-        StageError: a stage failed, or `only` names a stage whose inputs are not done.
+        InputError: another process works on this run, a file or target that the recipe names is absent, or `only` names
+            a stage whose inputs are not done.
+        MissingError: a stage needs a package that is not installed.
+        StageError: a stage failed.
     """
     stages = [STAGES[only]] if only else needed(until)
-    for stage in stages:
-        stage.parameters(run.recipe)  # a file or target that a late stage lacks is said before the first one begins
+    for stage in stages:  # what a late stage lacks is said before the first one begins
+        check_needs(run.recipe, stage.name)
+        stage.parameters(run.recipe)
     if only:
         _require_inputs(run, only, verify=verify)
     with _locked(run.folder) as lock:
@@ -274,8 +170,8 @@ def settle(
     Blocks that are there stay; the looks are those that `gate.settle_blocks` declares (`core.sequential`).
 
     Raises:
-        InputError: the recipe declares no further blocks.
-        StageError: a stage failed, or what comes before the gate is not done.
+        InputError: the recipe declares no further blocks, or what comes before the gate is not done.
+        StageError: a stage failed.
     """
     recipe = run.recipe
     if not recipe.gate.settle_blocks:
@@ -339,8 +235,9 @@ def _run_step(run: Run, stage: Stage, step: Step, *, report: Reporter, lock: int
 def _require_inputs(run: Run, name: str, *, verify: bool) -> None:
     before = [step for step in plan(run, until=name, verify=verify)[:-1] if step.state != "done"]
     if before:
-        found = "; ".join(f"{step.stage} is {step.state} ({step.why})" for step in before)
-        raise StageError(f"{name} needs what comes before it done, found: {found}; run `edgedistill run {run.folder}`")
+        told = [step for step in before if not step.why.startswith("waits for")]
+        found = "; ".join(f"{step.stage} is {step.state} ({step.why})" for step in told)
+        raise InputError(f"{name} needs what comes before it done, found: {found}; run `{run.command}` first")
 
 
 def _source_of(folder: Path) -> Path | None:
@@ -364,21 +261,6 @@ def _digest(run: Path, source: str) -> str:
         return content_digest(tuple(entry for entry in manifest.files if entry.path.startswith(file)))
     # A split that the recipe does not name is no file, and no change of the others.
     return next((entry.sha256 for entry in manifest.files if entry.path == file), "absent")
-
-
-def _file_hash(path: str) -> str:
-    if not Path(path).is_file():
-        raise InputError(f"expected a file at {path}, as the recipe names it, found none")
-    return sha256_file(Path(path))
-
-
-def _model(reference: str) -> Any:
-    """The reference; of local files also name, size and time of change: weights are too big to hash for each plan."""
-    path = Path(reference).expanduser()
-    if reference.startswith("pypi:") or not path.exists():
-        return reference
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return [reference, *([p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files)]
 
 
 @contextlib.contextmanager

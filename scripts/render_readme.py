@@ -135,7 +135,7 @@ def _leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
 
 def _shown(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        return parameter.metavar or parameter.name.upper()
+        return (parameter.metavar or parameter.name.upper()) + "..." * (parameter.nargs == -1)
     metavar = f" {parameter.metavar}" if parameter.metavar else ""
     shown = f"{parameter.opts[-1]}{metavar}"
     return shown if parameter.required else f"[{shown}]"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from edgedistill import plan, stage_process
+from edgedistill import plan, stage_process, stages
 from edgedistill.core.errors import InputError, MissingError, StageError
 from edgedistill.core.host import host_id
 from edgedistill.core.recipe import Recipe, load_recipe, shipped_recipes
@@ -48,10 +48,10 @@ def fakes_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def use(monkeypatch: pytest.MonkeyPatch, **bodies: str) -> None:
     """Give every stage a fake body: `write` but for those named."""
-    stages = {
+    fakes = {
         name: replace(stage, entry=f"fake_stages:{bodies.get(name, 'write')}") for name, stage in plan.STAGES.items()
     }
-    monkeypatch.setattr(plan, "STAGES", stages)
+    monkeypatch.setattr(plan, "STAGES", fakes)
 
 
 def quickstart(*overrides: str) -> Recipe:
@@ -164,7 +164,7 @@ def test_what_follows_a_stale_stage_waits_for_it(finished: plan.Run) -> None:
 def test_another_host_or_target_makes_bench_stale(
     finished: plan.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(plan, "host_id", lambda: "another")
+    monkeypatch.setattr(stages, "host_id", lambda: "another")
     assert set(changed(finished, quickstart())) == {"bench"}
     monkeypatch.undo()
     text = all_targets()["local-cpu"].read_text(encoding="utf-8")
@@ -276,7 +276,9 @@ def test_a_gate_without_measurements_is_refused(monkeypatch: pytest.MonkeyPatch,
     use(monkeypatch)
     run = plan.Run(quickstart(), tmp_path / "run")
     plan.execute(run, SilentReporter(), until="export")
-    with pytest.raises(StageError, match=r"gate needs .* eval is todo \(never run\); bench is todo \(never run\)"):
+    with pytest.raises(
+        InputError, match=r"gate needs .*, found: eval is todo \(never run\); bench is todo \(never run\);"
+    ):
         plan.execute(run, SilentReporter(), only="gate")
 
 
@@ -354,7 +356,9 @@ def test_a_local_model_that_changed_makes_its_stage_stale(tiny_llama: Path, tmp_
 def test_a_named_file_that_is_absent_is_bad_input(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('name="mine"\n[data]\nprompts="no.jsonl"\n[teacher]\nmodel="m/m"\n[student]\nmodel="m/m"\n')
-    with pytest.raises(InputError, match=r"expected a file at .*no\.jsonl, as the recipe names it, found none"):
+    with pytest.raises(
+        InputError, match=r"expected a file at .*no\.jsonl, as the recipe names it, found none; put it there"
+    ):
         plan.plan(plan.resolve(str(recipe), runs_dir=tmp_path))
 
 
@@ -438,9 +442,9 @@ def test_a_waiver_that_expires_and_a_baseline_that_changes_make_the_gate_stale(
     finished: plan.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     waiver = 'budget.size.waiver={reason="known", expires="2030-01-01"}'
-    monkeypatch.setattr(plan, "now", lambda: "2029-12-31T23:00:00+00:00")
+    monkeypatch.setattr(stages, "now", lambda: "2029-12-31T23:00:00+00:00")
     before = plan.stage_arguments(replace(finished, recipe=quickstart(waiver)), "gate")["parameters"]
-    monkeypatch.setattr(plan, "now", lambda: "2030-01-02T00:00:00+00:00")
+    monkeypatch.setattr(stages, "now", lambda: "2030-01-02T00:00:00+00:00")
     after = plan.stage_arguments(replace(finished, recipe=quickstart(waiver)), "gate")["parameters"]
     assert (before["expired"], after["expired"]) == ([], ["size"])
     path = tmp_path / "main.json"

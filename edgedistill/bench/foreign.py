@@ -41,10 +41,10 @@ def measure_foreign(path: Path, *, targets: tuple[str, ...], blocks: int, report
             or has no runner that reaches it.
         MissingError: a target's device, or what reaches it, is not there.
     """
+    wanted = [load_target(name) for name in targets]
     subject = foreign_subject(path)
     if subject.choice:
         report.note(f"{subject.name} runs in {subject.engine}: {subject.choice['because']}")
-    wanted = [load_target(name) for name in targets]
     with ExitStack() as stack:
         places = [(target, stack.enter_context(open_runner(target))) for target in wanted]
         return _measure(subject, places, blocks=blocks, report=report)

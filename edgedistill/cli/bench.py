@@ -10,6 +10,7 @@ from typing import Any, get_args
 from edgedistill import plan
 from edgedistill.cli import entries, show
 from edgedistill.cli.follow import follow
+from edgedistill.cli.outputs import require_no_folders
 from edgedistill.cli.progress import reporter
 from edgedistill.core.config import did_you_mean, validate
 from edgedistill.core.errors import InputError
@@ -39,11 +40,13 @@ def rows_of(
     """The rows to show, measured now or before; None when a run's bench was brought up to date and nothing is asked.
 
     Raises:
-        InputError: neither or both of a model and a file are named, or what is named is not there.
+        InputError: neither or both of a model and a file are named, what is named is not there, or the file to write is
+            a folder.
         StageError: no measurement was valid.
     """
     if (reference is None) == (imported is None):
         raise InputError("expected a model, a run or a recipe to measure, or --import FILE; name one of them")
+    require_no_folders({"llama-bench-out": llama_bench_out})
     if imported is not None:
         rows = entries.read_llama_bench(imported)
     elif _is_model(str(reference)):

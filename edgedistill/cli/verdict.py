@@ -13,6 +13,7 @@ from typing import Any
 from edgedistill import plan
 from edgedistill.cli import github
 from edgedistill.cli.follow import verdict_of
+from edgedistill.cli.outputs import require_no_folders
 from edgedistill.cli.progress import reporter
 from edgedistill.cli.sarif import sarif
 from edgedistill.core.budget import Verdict
@@ -42,11 +43,15 @@ def gate(
         outputs: `junit`, `sarif`, `badge`, `summary` → where to write; None: nowhere.
 
     Raises:
-        InputError: a file to write is a folder.
-        StageError: a stage before the gate is not done, so there is nothing to judge.
+        InputError: a file to write is a folder, the baseline is not there, or a stage before the gate is not done.
     """
-    _require_no_folders({**outputs, "save-baseline": None if save_baseline is None else baseline_path(save_baseline)})
+    require_no_folders({**outputs, "save-baseline": None if save_baseline is None else baseline_path(save_baseline)})
     if baseline is not None:
+        if not baseline.is_file():
+            raise InputError(
+                f"--baseline: expected a stored baseline at {baseline}, found none; keep one first by "
+                "`edgedistill gate RUN --save-baseline NAME`"
+            )
         overrides = (*overrides, f"gate.baseline={json.dumps(str(baseline.resolve()))}")
     run = plan.resolve(reference, overrides, runs_dir=runs_dir)
     with reporter() as report:
@@ -78,13 +83,6 @@ def gate(
         # On stderr, which the runner reads too: stdout may be JSON for another program.
         print("\n".join(github.annotations(verdict, places)), file=sys.stderr)
     return verdict, folder
-
-
-def _require_no_folders(outputs: Mapping[str, Path | None]) -> None:
-    for name, path in outputs.items():
-        if path is not None and path.is_dir():
-            option = {"summary": "github-summary"}.get(name, name)
-            raise InputError(f"--{option}: expected a file to write, found the folder {path}; name a file in it")
 
 
 def baseline_path(name: str) -> Path:

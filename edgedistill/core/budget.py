@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from edgedistill.core.metric import METRICS, Metric, parse_quantity
 from edgedistill.core.model import Noun
@@ -13,6 +13,7 @@ from edgedistill.core.model import Noun
 Outcome = Literal["pass", "fail", "inconclusive", "error"]
 Evidence = Literal["published", "projected", "constrained", "measured"]
 Statistic = Literal["median", "mean", "p50", "p90", "p95", "p99"]
+LIMITS = ("max", "min", "max_ratio", "min_ratio")
 PREVIOUS = "previous"  # what a budget is held `against` when it means the stored baseline
 
 
@@ -45,21 +46,19 @@ class Budget(Noun):
     min_evidence: Evidence = "constrained"
     waiver: Waiver | None = None
 
+    @field_validator(*LIMITS)
+    @classmethod
+    def _a_limit_is_a_quantity(cls, value: float | str | None, info: ValidationInfo) -> float | str | None:
+        metric = info.data.get("metric")  # absent where it is itself wrong, which is told
+        if value is not None and metric is not None and _in_unit(value, str(info.field_name), metric) < 0:
+            raise ValueError(f"expected at least 0, because no {metric.value} is negative")
+        return value
+
     @model_validator(mode="after")
     def _limits_make_sense(self) -> Budget:
-        limits = {name: getattr(self, name) for name in ("max", "min", "max_ratio", "min_ratio")}
-        numbers: dict[str, float] = {}
-        if all(value is None for value in limits.values()):
+        numbers = self.limits()
+        if not numbers:
             raise ValueError("expected at least one of max, min, max_ratio, min_ratio")
-        for name, value in limits.items():
-            if value is not None:
-                unit = "ratio" if name.endswith("ratio") else METRICS[self.metric].unit
-                try:
-                    numbers[name] = parse_quantity(value, unit=unit)
-                except ValueError as e:
-                    raise ValueError(f"{name} = {value!r}: {e}") from None
-                if numbers[name] < 0:
-                    raise ValueError(f"expected {name} >= 0, found {value!r}: no {self.metric.value} is negative")
         for above, below in (("max", "min"), ("max_ratio", "min_ratio")):
             if above in numbers and below in numbers and numbers[above] < numbers[below]:
                 raise ValueError(f"expected {below} <= {above}, found {numbers[below]:g} and {numbers[above]:g}")
@@ -84,13 +83,12 @@ class Budget(Noun):
 
     def limits(self) -> dict[str, float]:
         """Limit name → value in the metric's unit (or as a plain ratio), only those that are set."""
-        found = {}
-        for name in ("max", "min", "max_ratio", "min_ratio"):
-            value = getattr(self, name)
-            if value is not None:
-                unit = "ratio" if name.endswith("ratio") else METRICS[self.metric].unit
-                found[name] = parse_quantity(value, unit=unit)
-        return found
+        given = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
+        return {name: _in_unit(value, name, self.metric) for name, value in given.items()}
+
+
+def _in_unit(value: float | str, limit: str, metric: Metric) -> float:
+    return parse_quantity(value, unit="ratio" if limit.endswith("ratio") else METRICS[metric].unit)
 
 
 class Check(Noun):

@@ -86,6 +86,10 @@ class Data(Noun):
         value = getattr(self, name)
         return () if isinstance(value, int) else (value,) if isinstance(value, str) else value
 
+    def has(self, name: str) -> bool:
+        """Whether a split has rows to come from: a count, files, or a share of gold."""
+        return bool(getattr(self, name) or (self.split and getattr(self.split, name, 0.0)))
+
     @model_validator(mode="after")
     def _one_source(self) -> Data:
         for name in SPLITS:

@@ -23,7 +23,7 @@ class EdgeDistillError(Exception):
 
 
 class InputError(EdgeDistillError):
-    """A file, flag or recipe value is not what was expected (exit 2)."""
+    """A file, flag or recipe value is not what was expected, or what is asked for was not run yet (exit 2)."""
 
     exit_code = EXIT_BAD_INPUT
 

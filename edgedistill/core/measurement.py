@@ -17,6 +17,9 @@ Workload = Literal[
 ]  # fmt: skip
 
 
+QUICK: tuple[Workload, ...] = ("prompts", "shape", "memory")  # those that bench.profile = "quick" measures
+
+
 class Measurement(Noun):
     """One block of one model on one target: a fresh process, its settings as it got them, and raw samples.
 

@@ -129,19 +129,26 @@ METRICS: dict[Metric, MetricInfo] = {
     ),
 }
 
+FULL = frozenset(  # what bench.profile = "full" alone measures
+    {
+        *(Metric.DOWNLOAD_BYTES, Metric.WARM_LOAD_MS, Metric.TTFT_TEXT_MS, Metric.SUSTAINED_RATIO, Metric.MEM_FITS),
+        *(Metric.BYTES_READ_PER_TOKEN, Metric.BANDWIDTH_SHARE_RATIO, Metric.ENERGY_PER_TOKEN_J),
+    }
+)
+
 _SIZES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _TIMES = {"ms": 1.0, "s": 1e3, "min": 60e3, "us": 1e-3, "µs": 1e-3}
 
 
 def parse_quantity(value: float | str, *, unit: str) -> float:
-    """A number in `unit` from a number or a text such as `"150 MB"`, `"40 ms"`, `"85 %"`.
+    """A number in `unit` from a number or a text such as `"150 MB"`, `"1e9"`, `"40 ms"`, `"85 %"`.
 
     Raises:
         ValueError: the text is no number with a suffix that fits the unit.
     """
     if isinstance(value, int | float):
         return float(value)
-    match = re.fullmatch(r"\s*([-+]?[0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-zµ%/]*)\s*", value)
+    match = re.fullmatch(r"\s*([-+]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)\s*([A-Za-zµ%/]*)\s*", value)
     if match:
         number, suffix = float(match[1].replace("_", "")), match[2].lower()
         if unit == "bytes" and suffix in _SIZES:
@@ -153,4 +160,5 @@ def parse_quantity(value: float | str, *, unit: str) -> float:
         if suffix in ("", unit):
             return number
     example = {"bytes": "150 MB", "ms": "40 ms", "ratio": "95 %"}.get(unit, f"12 {unit}")
-    raise ValueError(f"expected a number or a text such as {example!r}")
+    suffixes = {"bytes": "; units are B, KB, MB, GB, KiB, MiB, GiB", "ms": "; units are us, ms, s, min"}.get(unit, "")
+    raise ValueError(f"expected a number or a text such as {example!r}{suffixes}")

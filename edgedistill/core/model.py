@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from edgedistill.core.metric import parse_quantity
+
+
+def _some_bytes(value: float | str) -> float | str:
+    if parse_quantity(value, unit="bytes") < 1:
+        raise ValueError("expected at least one byte, such as '150 MB'")
+    return value
+
+
+def _bytes_of(value: Any) -> Any:
+    return parse_quantity(value, unit="bytes") if isinstance(value, str) else value
+
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Size = Annotated[float | str, AfterValidator(_some_bytes)]  # kept as it is written: stages depend on that
+InBytes = BeforeValidator(_bytes_of)  # lets a number of bytes be written as "150 MB", too
 
 
 class Noun(BaseModel):

@@ -2,153 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from edgedistill.core.budget import Budget
+from edgedistill.core.arms import arm_name
+from edgedistill.core.budget import PREVIOUS, Budget
 from edgedistill.core.config import did_you_mean, load_toml, validate_overridden
 from edgedistill.core.corpus import HUB, SPLITS, Data
 from edgedistill.core.errors import InputError
 from edgedistill.core.kinds import KINDS
-from edgedistill.core.measurement import Workload
-from edgedistill.core.metric import parse_quantity
-from edgedistill.core.model import Noun, Positive
+from edgedistill.core.measurement import QUICK, Workload
+from edgedistill.core.metric import FULL, METRICS, Metric
+from edgedistill.core.model import Noun
 from edgedistill.core.recipe_student import Student
+from edgedistill.core.recipe_tables import Bench, Eval, Export, Gate, Synth
 from edgedistill.core.recipe_train import Train
 from edgedistill.core.task import Task
 from edgedistill.core.teacher import API_ENGINES, Teacher
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-VARIANTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4")
-Variant = Literal[
-    "gguf-f16", "gguf-q8_0", "gguf-q4_0", "onnx-fp32", "onnx-int8", "onnx-int4",
-    "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "gguf-q3_k_m", "gguf-iq4_xs", "gguf-iq4_nl", "gguf-iq3_m",
-    "gguf-mixed", "onnx-mixed",
-]  # fmt: skip
-
-
-class Judging(Noun):
-    """A teacher that scores each answer that is kept so far from 0 to 10; it stays from `threshold` on.
-
-    `rubric` ends the sentence "Judge the answer: …".
-    """
-
-    teacher: Teacher
-    threshold: Annotated[int, Field(ge=0, le=10)] = 7
-    rubric: str = "whether it is right, complete and to the point"
-
-    @model_validator(mode="after")
-    def _one_teacher_that_says_its_own(self) -> Judging:
-        if not self.teacher.is_api or self.teacher.further or self.teacher.top_logprobs:
-            raise ValueError('expected a teacher of engine "openai" or "anthropic", without further and top_logprobs')
-        return self
-
-
-class Synth(Noun):
-    """How the teacher labels: batched, in shards, with the log-probs of the likeliest tokens at each answer token.
-
-    At most `top_k` are kept, no more than hold `top_p` of the mass, and none below `least_probability`; or, with
-    `kept = "drawn"`, `top_k` tokens are drawn from the whole distribution, which leaves forward-kl without bias.
-
-    The rest is for teachers behind an API. `reasoning` before an answer is dropped (`strip`), learnt as `<think>…` text
-    (`keep`), or the answer is rejected (`off`). With `shorten` the teacher is asked again for a shorter answer, which
-    stands for the first where both say the same. A `judge` scores answers.
-    """
-
-    label_gold: bool = True
-    batch_size: Positive = 128
-    shard_size: Positive = 512
-    kept: Literal["likeliest", "drawn"] = "likeliest"
-    top_k: Annotated[int, Field(ge=1, le=255)] = 64
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.999
-    least_probability: Annotated[float, Field(ge=0, lt=1)] = 2.5e-3
-    reasoning: Literal["strip", "keep", "off"] = "strip"
-    shorten: bool = False
-    judge: Judging | None = None
-
-
-class Export(Noun):
-    """Variants to build; `release` are those that ship and that budgets apply to; the teacher merely quantized.
-
-    A teacher behind an API has no variants.
-
-    `calibrate` chooses the student's codes with error feedback from its records, both formats' alike.
-    Variants called mixed have a grid for each matrix, chosen on those records, within `max_bytes` of all that ships in
-    each (such as "60 MB"), and one code set.
-    """
-
-    variants: tuple[Variant, ...] = VARIANTS
-    release: tuple[Variant, ...] = ("gguf-q4_0", "onnx-int4")
-    teacher_variants: tuple[Literal["gguf-q8_0", "gguf-q4_0"], ...] = ("gguf-q4_0",)
-    parity_texts: Positive = 16
-    calibrate: bool = False
-    max_bytes: float | str | None = None
-
-    @property
-    def mixed(self) -> tuple[Variant, ...]:
-        return tuple(name for name in self.variants if name.endswith("-mixed"))
-
-    @property
-    def most_bytes(self) -> int | None:
-        return None if self.max_bytes is None else int(parse_quantity(self.max_bytes, unit="bytes"))
-
-    @model_validator(mode="after")
-    def _mixed_has_its_budget(self) -> Export:
-        if self.mixed and self.max_bytes is None:
-            raise ValueError(f'expected max_bytes, such as "60 MB", for the variant {self.mixed[0]}, found none')
-        if self.max_bytes is not None and not self.mixed:
-            raise ValueError("expected gguf-mixed or onnx-mixed in variants, which max_bytes is for, found neither")
-        if self.most_bytes is not None and self.most_bytes <= 0:
-            raise ValueError(f"max_bytes = {self.max_bytes!r}: expected more than nothing")
-        return self
-
-    @model_validator(mode="after")
-    def _release_is_built(self) -> Export:
-        missing = sorted(set(self.release) - set(self.variants))
-        if missing:
-            raise ValueError(f"release names {', '.join(missing)}, which variants does not build")
-        return self
-
-
-class Eval(Noun):
-    """Quality on held-out: items, and an optional plain text file for bits per byte (default: shipped text)."""
-
-    text: str | None = None
-    kld_items: Positive = 32
-
-
-class Bench(Noun):
-    """What is measured where: targets by name, interleaved blocks, task prompts a block, one fixed shape.
-
-    `quick` takes speed and memory; `full` adds the three fixed shapes, loads, text, a long run, streams, energy and
-    bandwidth. `further_blocks` come after `blocks`; `gate --settle` raises them, and those there are never measured
-    again.
-    """
-
-    targets: tuple[str, ...] = ("local-cpu", "mobile-class")
-    profile: Literal["quick", "full"] = "quick"
-    blocks: Positive = 6
-    further_blocks: Annotated[int, Field(ge=0)] = 0
-    prompts_per_block: Positive = 6
-    teacher_prompts_per_block: Positive = 2
-    prefill_tokens: Positive = 64
-    decode_tokens: Positive = 32
-    sustained_s: Annotated[float, Field(gt=0)] = 20.0
-
-
-class Gate(Noun):
-    """How budgets are judged: confidence, the most further blocks `gate --settle` may measure, the stored baseline.
-
-    With `settle_blocks` each look at the measurements is stricter, so that all looks together err no more often.
-    `require_terms` lets no answer of an API train a model unless `[teacher.terms]` say that it may.
-    """
-
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    settle_blocks: Annotated[int, Field(ge=0)] = 0
-    baseline: str | None = None
-    require_terms: bool = False
 
 
 class Recipe(Noun):
@@ -267,12 +142,47 @@ class Recipe(Noun):
                 if artifact not in self.export.variants:
                     near = did_you_mean(artifact, self.export.variants)
                     raise ValueError(f"budget.{identity}.artifacts: {artifact!r} is not in export.variants{near}")
+            if not budget.artifacts and not self.export.release:
+                raise ValueError(
+                    f"budget.{identity}.artifacts: expected what is judged, found none and no export.release either"
+                )
         if self.bench.further_blocks > self.gate.settle_blocks:
             raise ValueError(
                 f"expected bench.further_blocks <= gate.settle_blocks, found {self.bench.further_blocks} and "
                 f"{self.gate.settle_blocks}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _budgets_compare_with_what_is_measured(self) -> Recipe:
+        """Else the gate finds, hours later, that there is nothing to judge."""
+        for identity, budget in self.budget.items():
+            place, full = f"budget.{identity}", budget.metric in FULL
+            if self.bench.profile == "quick" and (full or budget.workload not in (None, *QUICK)):
+                what = budget.metric.value if full else f"the workload {budget.workload}"
+                raise ValueError(f'{place}: expected bench.profile = "full", which measures {what}, found "quick"')
+            if budget.against not in (known := (*self.models(), PREVIOUS)):
+                near = did_you_mean(budget.against, known)
+                raise ValueError(f"{place}.against = {budget.against!r} is no model of this run{near}")
+            relative = budget.max_ratio is not None or budget.min_ratio is not None
+            if relative and budget.against not in (*self.models(budget.metric), PREVIOUS):
+                raise ValueError(
+                    f"{place}.against: expected a model whose {budget.metric.value} is measured, such as "
+                    f"{', '.join(self.models(budget.metric)[:3])}, found {budget.against!r}"
+                )
+        return self
+
+    def models(self, metric: Metric | None = None) -> tuple[str, ...]:
+        """Names of the models that a run makes, or of those whose `metric` it measures; the teacher comes first."""
+        artifacts = (*(f"teacher-{name}" for name in self.export.teacher_variants), *self.export.variants)
+        if metric in (Metric.KLD_NATS, Metric.TOP1_RATIO):  # taken against the float model
+            return artifacts
+        if metric is not None and METRICS[metric].source == "bench":
+            return ("teacher", *artifacts)
+        trained = {"student": True, "control": self.train.control, "gold": self.train.arms.gold}
+        arms = (arm_name(arm, number + 1) for arm, there in trained.items() if there
+                for number in range(self.train.arms.seeds))  # fmt: skip
+        return ("teacher", *artifacts, "untrained", *arms)
 
 
 def _require_targets(references: tuple[str, ...]) -> None:
@@ -299,14 +209,24 @@ def find_recipe(reference: str) -> Path:
     path = Path(reference)
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
-            raise InputError(f"expected a recipe at {path}, found no such file")
+            raise InputError(f"expected a recipe at {path}, found no such file; correct the path")
         return path
     shipped = shipped_recipes()
     if reference not in shipped and ("/" in reference or path.suffix):
-        raise InputError(f"expected a recipe, a run's folder or a model at {reference}, found none there")
+        raise InputError(
+            f"expected a recipe, a run's folder or a model at {reference}, found none there; {_advice(path)}"
+        )
     if reference not in shipped:
         raise InputError(f"expected a recipe file or name, found {reference!r}{did_you_mean(reference, shipped)}")
     return shipped[reference]
+
+
+def _advice(path: Path) -> str:
+    """What to do about a run's folder, or anything else, that is not there."""
+    if path.name not in shipped_recipes():
+        return "correct the path, or run its recipe first: `edgedistill run RECIPE`"
+    elsewhere = [] if path.parent == Path("runs") else ["--runs-dir", str(path.parent)]
+    return f"run `{shlex.join(['edgedistill', 'run', path.name, *elsewhere])}` first"
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -334,7 +254,7 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     for section in (data.get("teacher"), data.get("student"), *(further if isinstance(further, list) else ())):
         if not isinstance(section, dict) or section.get("engine") in API_ENGINES:
             continue  # an API's name of a model is no path
-        if isinstance(section.get("model"), str):
+        if isinstance(section.get("model"), str) and section["model"].strip():
             local = folder / section["model"]
             section["model"] = str(local.resolve()) if local.exists() else section["model"]
     return data

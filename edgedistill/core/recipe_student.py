@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgedistill.core.metric import parse_quantity
-from edgedistill.core.model import Noun, Positive
+from edgedistill.core.model import Noun, Positive, Size, Text
 
+Multiple = Annotated[int, Field(ge=1, multiple_of=32)]  # what a block of the grids holds
 TARGETS = ("target_parameters", "target_bytes", "target_tokens_per_s")
 
 
@@ -24,24 +25,29 @@ class Cut(Noun):
 
     layers: tuple[int, ...] | Positive | None = None
     layer_score: Literal["loss", "influence"] = "loss"
-    ffn: Positive | None = None
+    ffn: Multiple | None = None
     heads: Positive | None = None
     kv_heads: Positive | None = None
-    hidden: Positive | None = None
-    vocab: Positive | None = None
+    hidden: Multiple | None = None
+    vocab: Multiple | None = None
     target_parameters: Positive | None = None
-    target_bytes: float | str | None = None
+    target_bytes: Size | None = None
     target_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
     grid: Literal["q4_0", "q8_0"] = "q4_0"
     steps: Literal[1, 2] = 1
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_are_distinct(cls, layers: tuple[int, ...] | int | None) -> tuple[int, ...] | int | None:
+        if isinstance(layers, tuple) and (not layers or min(layers) < 0 or len(set(layers)) < len(layers)):
+            raise ValueError("expected distinct layers from 0 on, at least one")
+        return layers
 
     @model_validator(mode="after")
     def _sizes_or_one_target(self) -> Cut:
         targets = [name for name in TARGETS if getattr(self, name) is not None]
         if len(targets) > 1:
             raise ValueError(f"expected one of {', '.join(TARGETS)}, found {' and '.join(targets)}")
-        if self.target_bytes is not None and self.most_bytes <= 0:
-            raise ValueError(f"target_bytes = {self.target_bytes!r}: expected more than nothing")
         if self.layers is None and not targets:
             raise ValueError(f"expected layers, or one of {', '.join(TARGETS)} to choose them by")
         return self
@@ -54,7 +60,7 @@ class Cut(Noun):
 class Student(Noun):
     """The model that learns: cut from the teacher, or a model reference with the teacher's tokenizer."""
 
-    model: str | None = None
+    model: Text | None = None
     cut: Cut | None = None
 
     @model_validator(mode="after")

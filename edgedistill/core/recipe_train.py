@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from edgedistill.core.model import Noun, Positive, Share
+from edgedistill.core.model import Noun, Positive, Share, Text
 
 ROUNDING = 1e-9  # weights such as 0.6, 0.3 and 0.1 are 1 together
 
@@ -60,7 +60,7 @@ class FurtherTeacher(Noun):
     With `kinds` they count for records of prompts of these kinds alone; at a weight of 1 no others do there.
     """
 
-    model: str
+    model: Text
     weight: Annotated[float, Field(gt=0, le=1)]
     kinds: tuple[str, ...] = ()
 

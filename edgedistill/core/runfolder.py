@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,10 @@ FOLDERS: dict[str, str] = {
     "bench": "50-bench",
     "gate": "60-gate",
 }
+LOCK_FILE = "recipe.lock.json"
+# The command that runs up to a stage; the first two have none of their own.
+COMMANDS = dict.fromkeys(FOLDERS, "synth") | {"train": "train", "export": "export", "eval": "eval", "bench": "bench"}
+COMMANDS["gate"] = "run"
 # Logs of speed and progress, and pages to look at: kept and listed, but no later stage depends on them.
 VOLATILE = frozenset({"metrics.jsonl", "data.html"})
 NOT_OUTPUT = frozenset({"manifest.json", "failed.json", "started.json"})
@@ -94,6 +99,16 @@ def check_launch(launch: str) -> None:
             f"expected a number of processes or an accelerate configuration for --launch, found {launch!r}; give a "
             "number from 1, or the path of a file that `accelerate config` wrote"
         )
+
+
+def command_that_makes(path: Path) -> str | None:
+    """The command that makes what is to lie at a path of a run, None for a path that is in no run."""
+    for run in path.parents:
+        if (run / LOCK_FILE).is_file():
+            top = path.relative_to(run).parts[0]
+            command = next((COMMANDS[stage] for stage, folder in FOLDERS.items() if folder == top), "run")
+            return shlex.join(("edgedistill", command, str(run)))
+    return None
 
 
 def read_manifest(folder: Path) -> Manifest | None:

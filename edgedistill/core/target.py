@@ -11,7 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from edgedistill.core.budget import Evidence
 from edgedistill.core.config import did_you_mean, load_toml, validate
 from edgedistill.core.errors import InputError
-from edgedistill.core.model import Noun
+from edgedistill.core.metric import parse_quantity
+from edgedistill.core.model import InBytes, Noun
 from edgedistill.core.recipe import Name
 
 Runner = Literal["local", "constrained", "ssh", "adb", "gpu", "projected"]
@@ -51,7 +52,7 @@ class Limits(Noun):
     """What the constrained runner applies on this host; 0 means no limit."""
 
     cores: Annotated[int, Field(ge=0)] = 0
-    memory_bytes: Annotated[int, Field(ge=0)] = 0
+    memory_bytes: Annotated[int, InBytes, Field(ge=0)] = 0
 
 
 class Anchor(Noun):
@@ -69,10 +70,10 @@ class Anchor(Noun):
     backend: Literal["cpu", "gpu", "npu"] = "cpu"
     threads: Annotated[int, Field(ge=1)] | None = None
     device: str | None = None
-    read_bytes: Annotated[float, Field(gt=0)]
+    read_bytes: Annotated[float, InBytes, Field(gt=0)]
     weights: Annotated[float, Field(gt=0)] | None = None
     head_weights: Annotated[float, Field(ge=0)] = 0
-    kv_bytes: Annotated[float, Field(ge=0)] = 0
+    kv_bytes: Annotated[float, InBytes, Field(ge=0)] = 0
     decode_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
     prefill_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
     provenance: Literal["measured", "published"] = "published"
@@ -121,6 +122,16 @@ class Target(Noun):
                 raise ValueError(f"expected no secret, found {name!r}; let the ssh agent or the adb key store hold it")
         return value
 
+    @field_validator("figures")
+    @classmethod
+    def _bytes_are_bytes(cls, figures: dict[str, Figure]) -> dict[str, Figure]:
+        for name, figure in figures.items():
+            try:
+                _number(name, figure)
+            except ValueError as e:
+                raise ValueError(f"{name}.value = {figure.value!r}: {e}") from None
+        return figures
+
     @model_validator(mode="after")
     def _reached_as_it_says(self) -> Target:
         if self.connection and self.runner not in ("ssh", "adb", "gpu"):
@@ -132,9 +143,15 @@ class Target(Noun):
         return EVIDENCE_OF[self.runner]
 
     def number(self, figure: str) -> float | None:
-        """The value of a figure if it is one number, else None."""
+        """The value of a figure if it is one number or, of one called `…_bytes`, such a text as "8 GB"; else None."""
         found = self.figures.get(figure)
-        return float(found.value) if found is not None and not isinstance(found.value, str) else None
+        return None if found is None else _number(figure, found)
+
+
+def _number(name: str, figure: Figure) -> float | None:
+    if name.endswith("_bytes"):
+        return parse_quantity(figure.value, unit="bytes")
+    return None if isinstance(figure.value, str) else float(figure.value)
 
 
 def target_folders() -> list[Path]:

@@ -9,14 +9,13 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints, model_validator
 
-from edgedistill.core.model import Noun
+from edgedistill.core.model import Noun, Text
 
 API_ENGINES = ("openai", "anthropic")
 KEY_ENV = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 API_TEACHER = "api.json"  # in the teacher's folder: the teacher has no weights here, it answers through an API
 
 Positive = Annotated[int, Field(ge=1)]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Amount = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0)]
 
@@ -83,7 +82,7 @@ class Teacher(Noun):
     `judged` keeps the one that the judge scores highest.
     """
 
-    model: str
+    model: Text
     engine: Literal["hf", "llamacpp", "openai", "anthropic"] = "hf"
     adapt: Adapt | None = None
     base_url: str | None = None
@@ -143,6 +142,8 @@ class Teacher(Noun):
             names = (name for name in type(self).model_fields if name != "adapt")
             if foreign := [name for name in names if getattr(self, name) != getattr(others, name)]:
                 raise ValueError(f'expected {foreign[0]} with engine "openai" or "anthropic", found "{self.engine}"')
+            if self.engine == "llamacpp" and self.adapt is not None:
+                raise ValueError('expected engine "hf" with [teacher.adapt], found "llamacpp": a GGUF stays as it is')
             return self
         if self.adapt is not None:
             raise ValueError(f'expected no [teacher.adapt] with engine "{self.engine}": no weights are here to adapt')

@@ -22,7 +22,7 @@ from edgedistill.core.host import usable_cores
 from edgedistill.core.runfolder import Reporter
 from edgedistill.export.parity_text import ENDS, TEMPLATE, TOKENS, compare_text
 from edgedistill.export.settings import activation_failure, setting_failures
-from edgedistill.export.subject import Subject, open_subject, text_reference
+from edgedistill.export.subject import Subject, check_there, open_subject, text_reference
 from edgedistill.export.tensors import NORM, Part, gguf_parts, onnx_parts
 from edgedistill.export.trace import EMBEDDING as EMBEDDED
 from edgedistill.export.trace import (
@@ -61,6 +61,7 @@ def diagnose(artifact: Path, *, against: Path, text: Path, report: Reporter, pro
         InputError: the artifact is damaged in its structure, is of another architecture's shape, or `against` is no
             Hugging Face folder.
     """
+    check_there(artifact, against)
     subject, source = open_subject(artifact, rehash=False), open_subject(against)
     if subject.precision is None or source.engine != "hf":
         which = subject if subject.precision is None else source

@@ -64,6 +64,8 @@ def quantize_model(
         raise InputError(
             "expected one format with --min-tokens-per-s, found two, whose engines differ in speed; quantize for each"
         )
+    if not calibration.is_file():
+        raise InputError(f"expected calibration text at {calibration}, found no such file; name one")
     work = out / ".work.tmp"
     if work.exists():
         raise InputError(
@@ -117,8 +119,6 @@ def quantize_model(
 
 
 def _text(folder: Path, path: Path) -> Text:
-    if not path.is_file():
-        raise InputError(f"expected calibration text at {path}, found no such file")
     if path.suffix == ".jsonl":
         rows = [row.get("text", row.get("prompt")) for row in read_jsonl(path)]
         if not all(isinstance(row, str) for row in rows):

@@ -15,6 +15,7 @@ import onnx
 from edgedistill.core.artifact import Artifact, load_artifact
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import read_json
+from edgedistill.core.runfolder import command_that_makes
 from edgedistill.export.onnx_check import check_onnx
 from edgedistill.export.onnx_run import entry_of
 from edgedistill.export.parity_text import TextReference
@@ -41,6 +42,17 @@ class Subject:
     entry: str
     precision: str | None
     artifact: Artifact | None = None
+
+
+def check_there(*given: Path) -> None:
+    """Say that a model is absent before the files of another are hashed, which takes its time.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    for one in given:
+        if not one.exists():
+            raise InputError(_no_model(one))
 
 
 def open_subject(given: Path, *, rehash: bool = True) -> Subject:
@@ -72,9 +84,16 @@ def open_subject(given: Path, *, rehash: bool = True) -> Subject:
     if given.is_dir() and (folder / "config.json").is_file():
         check_folder(folder)
         return Subject(str(given), "hf", folder, folder, "", None)
-    raise InputError(
+    raise InputError(_no_model(given))
+
+
+def _no_model(given: Path) -> str:
+    found = "nothing" if not given.exists() else "none of them"
+    command = None if given.exists() else command_that_makes(given)
+    advice = f"run `{command}` first" if command else "give the model's own file or folder"
+    return (
         "expected a .gguf file or a folder with one, an ONNX folder with genai_config.json, or a Hugging Face folder, "
-        f"found {'nothing' if not given.exists() else 'none of them'} at {given}; give the model's own file or folder"
+        f"found {found} at {given}; {advice}"
     )
 
 

@@ -22,7 +22,7 @@ from edgedistill.core.runfolder import Reporter
 from edgedistill.export.onnx_run import padded_logits
 from edgedistill.export.parity import BOUNDS, EIGHT_BIT, Bounds, beyond
 from edgedistill.export.parity_text import ENDS, TEMPLATE, TOKENS, TextReference, compare_text
-from edgedistill.export.subject import Subject, file_failures, open_subject, text_reference
+from edgedistill.export.subject import Subject, check_there, file_failures, open_subject, text_reference
 from edgedistill.export.tally import Tally
 from edgedistill.runtimes import chat
 from edgedistill.runtimes.base import Session, decode, open_session
@@ -46,6 +46,8 @@ def verify(artifact: Path, *, against: Path, text: Path, report: Reporter, probe
     Raises:
         InputError: one of them is not what it should be, or damaged: nothing of it has been loaded by an engine then.
     """
+    check_there(artifact, against)
+    _check_text(text)
     subject, source = open_subject(artifact), open_subject(against)
     if subject.precision is None:
         raise InputError(f"expected an artifact (GGUF or ONNX) to verify, found the Hugging Face folder {artifact}")
@@ -90,14 +92,19 @@ def bounds_between(subject: Subject, source: Subject) -> Bounds:
     return min(coarser, EIGHT_BIT, key=lambda b: b.max_kld_nats) if mine == theirs else coarser
 
 
+def _check_text(path: Path) -> None:
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing"
+        raise InputError(f"expected a text or JSONL file at {path}, found {found} there; name a file")
+
+
 def read_texts(path: Path, *, reference: TextReference) -> list[list[int]]:
     """Token ids of up to `MOST_TEXTS` texts evenly from a file, begun as the tokenizer begins text.
 
     Raises:
         InputError: the file is absent, a line is none of the known, or there is no text of two tokens.
     """
-    if not path.is_file():
-        raise InputError(f"expected a text or JSONL file at {path}, found nothing there")
+    _check_text(path)
     tokenizer = reference.tokenizer
     least, most = TOKENS_OF_TEXT
     if path.suffix == ".jsonl":

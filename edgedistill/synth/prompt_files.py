@@ -13,7 +13,7 @@ from typing import Any
 from edgedistill.core.corpus import HUB
 from edgedistill.core.errors import InputError, MissingError, shortened
 from edgedistill.core.records import LeftOut
-from edgedistill.synth.forms import Rules, kind_of, to_row
+from edgedistill.synth.forms import Rules, kind_of, to_row, unanswered
 from edgedistill.synth.rows import Row
 
 _HUB_NAME = re.compile(r"hf:(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<revision>[^#]+))?(#(?P<split>.+))?")
@@ -41,7 +41,7 @@ def load_rows(source: str, *, split: str, rules: Rules, needs_answer: bool = Fal
         if row is None:
             loaded.empty.append(LeftOut(split=split, place=place, reason="empty"))
         elif needs_answer and not (row.prompt.answer or "").strip():
-            raise InputError(f"{place}: expected an `answer`, found none; gold and test prompts need one")
+            raise InputError(unanswered(raw, place, rules=rules))
         else:
             loaded.rows.append(row)
     if not loaded.rows:

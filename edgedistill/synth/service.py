@@ -120,6 +120,7 @@ def estimate(
     rates = service.rates
     return {
         "teacher": service.name,
+        "asks": "answers",
         "prompts": total,
         "answered": total - waiting,
         "requests": waiting,
@@ -145,6 +146,7 @@ def estimate_local(paths: Sequence[Path], *, teacher: str, max_new_tokens: int) 
         total, typical_in, most_in = total + 1, typical_in + bytes_of(prompt.messages) // 4 + 8, most_in + most
     return {
         "teacher": teacher,
+        "asks": "answers",
         "prompts": total,
         "answered": 0,
         "requests": total,
@@ -157,4 +159,28 @@ def estimate_local(paths: Sequence[Path], *, teacher: str, max_new_tokens: int) 
         "limits": {"money": None, "tokens": None},
         "seconds": None,
         "from": "4 bytes a token, answers of half their limit",
+    }
+
+
+def total_of(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several estimates make together; money by currency, without what the teachers in `unpriced` take.
+
+    `seconds` is None where one of them is not known.
+    """
+    seconds = [one["seconds"] for one in estimates]
+
+    def summed(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        money: dict[str, float] = {}
+        for part, one in zip(parts, estimates, strict=True):
+            if part["cost"] is not None and one["currency"]:
+                money[one["currency"]] = round(money.get(one["currency"], 0.0) + part["cost"], 4)
+        return {name: sum(part[name] for part in parts) for name in ("input_tokens", "output_tokens")} | {"cost": money}
+
+    return {
+        "requests": sum(one["requests"] for one in estimates),
+        **summed(estimates),
+        "at_most": summed([one["at_most"] for one in estimates]),
+        "spent": summed([one["spent"] for one in estimates]),
+        "seconds": None if None in seconds else round(sum(seconds), 1),
+        "unpriced": sorted({one["teacher"] for one in estimates if one["cost"] is None}),
     }

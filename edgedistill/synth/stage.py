@@ -147,19 +147,20 @@ def run_synth(context: StageContext) -> None:
 def estimate(run: Path, recipe: Recipe) -> dict[str, Any]:
     """What phase 1 would ask, use and cost, as JSON values, from the prompts in `run`; nothing is sent.
 
-    Each of several teachers, the shorter answers and the judge have their own under `further`; a teacher of a cascade
-    is told of all prompts that it may get. A teacher of one's own costs nothing, and how fast it is shows only when it
-    runs.
+    Each of several teachers, the shorter answers and the judge have their own under `further`, and `total` is of all; a
+    teacher of a cascade is told of all prompts that it may get. A teacher of one's own costs nothing, and how fast it
+    is shows only when it runs.
     """
     from edgedistill.synth import asking, service
 
     paths, teacher = _prompt_files(recipe, run / FOLDERS["data"]), recipe.teacher
     if not teacher.is_api:
-        return service.estimate_local(
-            paths, teacher=f"{teacher.engine}:{teacher.model}", max_new_tokens=recipe.task.max_new_tokens
-        )
-    found = asking.estimates(teacher.all, _asked(recipe), paths, run=run, **_rules(recipe), referee=_referee(recipe))
-    return found[0] | {"further": found[1:]}
+        name, most = f"{teacher.engine}:{teacher.model}", recipe.task.max_new_tokens
+        found = [service.estimate_local(paths, teacher=name, max_new_tokens=most)]
+    else:
+        asked, rules = _asked(recipe), _rules(recipe) | {"referee": _referee(recipe)}
+        found = asking.estimates(teacher.all, asked, paths, run=run, **rules)
+    return found[0] | {"further": found[1:], "total": service.total_of(found)}
 
 
 def _label_remotely(context: StageContext) -> None:
@@ -338,7 +339,7 @@ def _weights(context: StageContext) -> Path:
     """What the recipe's engine opens: the teacher's folder, or for llama.cpp the GGUF that the teacher came from.
 
     Raises:
-        InputError: llama.cpp is asked for, and the teacher is adapted or no GGUF.
+        InputError: llama.cpp is asked for, and the teacher is no GGUF.
     """
     from edgedistill.runtimes.sources import resolve_model
 
@@ -346,9 +347,8 @@ def _weights(context: StageContext) -> Path:
     if teacher.engine == "hf":
         return context.folder_of("teacher")
     source = resolve_model(teacher.model)
-    if source.gguf is None or teacher.adapt is not None:
-        found = "an adapted one" if teacher.adapt is not None else repr(teacher.model)
+    if source.gguf is None:
         raise InputError(
-            f'teacher.engine = "{teacher.engine}" expects a GGUF teacher as it is, found {found}; use engine "hf"'
+            f'teacher.engine = "{teacher.engine}" expects a GGUF teacher, found {teacher.model!r}; use engine "hf"'
         )
     return source.gguf

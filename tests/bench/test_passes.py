@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from edgedistill.bench.passes import (
     InvalidRunError,
     require_varied,
     run_energy,
+    run_memory,
     run_prompts,
     run_reload,
     run_shape,
@@ -19,7 +22,10 @@ from edgedistill.bench.passes import (
     run_text,
     warm_up,
 )
-from edgedistill.bench.worker import _row
+from edgedistill.bench.rounds import MEMORY, SPEED
+from edgedistill.bench.worker import _row, run_job
+from edgedistill.core.measurement import QUICK
+from edgedistill.core.metric import FULL, METRICS, Metric
 
 
 class CountingEngine:
@@ -200,3 +206,10 @@ def test_energy_is_what_the_counter_rose_by_over_decoded_tokens(tmp_path: Path) 
 
 def test_an_engine_of_one_stream_says_so() -> None:
     assert run_streams(CountingEngine(), job(), "streams-2")["not_measured"] == "counting answers one request at a time"
+
+
+def test_the_quick_profile_measures_every_metric_but_those_called_full() -> None:
+    assert (*SPEED, *MEMORY) == QUICK
+    taken = "".join(map(inspect.getsource, (run_prompts, run_shape, run_memory, run_job)))
+    quick = {name for name in Metric if re.search(rf'"{name.value}"', taken)}
+    assert quick == {name for name, info in METRICS.items() if info.source == "bench"} - FULL

@@ -109,3 +109,11 @@ def test_one_thing_is_named(tmp_path: Path) -> None:
             call(*arguments)
     with pytest.raises(InputError, match=r"expected a \.gguf or \.onnx file, or a folder with"):
         call(str(tmp_path))
+
+
+def test_where_and_on_what_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "any.gguf").write_bytes(b"no GGUF at all")
+    with pytest.raises(InputError, match=r"--llama-bench-out: expected a file to write, found the folder"):
+        call(str(tmp_path / "any.gguf"), "--llama-bench-out", str(tmp_path))
+    with pytest.raises(InputError, match="expected a target, found 'lokal-cpu'; did you mean 'local-cpu'"):
+        call(str(tmp_path / "any.gguf"), "--target", "lokal-cpu")

@@ -69,12 +69,24 @@ def test_help_is_quick() -> None:
         (["run", "quickstart", "--set", "train.lr=fast"], 2, "expected a TOML value, found 'fast'"),
         (["run", "quickstart", "--set", "train.lr"], 2, "expected --set NAME=VALUE"),
         (["targets", "show", "lokal-cpu"], 2, "did you mean 'local-cpu'?"),
-        (["compare", "quickstart"], 2, "run `edgedistill run quickstart` to the end first"),
-        (["gate", "quickstart"], 4, "gate needs what comes before it done, found: data is todo (never run)"),
+        (
+            ["compare", "quickstart"],
+            2,
+            "comparison.json, found none; run `edgedistill run quickstart` first, to the end",
+        ),
+        (["gate", "quickstart"], 2, "data is todo (never run); run `edgedistill run quickstart` first"),
+        (
+            ["gate", "quickstart", "--runs-dir", "a b", "--set", "budget.size.max='1 KB'"],
+            *(2, "run `edgedistill run quickstart --set 'budget.size.max='\"'\"'1 KB'\"'\"'' --runs-dir 'a b'` first"),
+        ),
         (["run", "quickstart", "--runs-dir", "/dev/null"], 4, "Not a directory; make room or give access"),
-        (["report", "quickstart"], 4, "gate needs what comes before it done"),
+        (["report", "quickstart"], 2, "gate needs what comes before it done, found: data is todo (never run); run"),
+        (["status", "runs/quickstart"], 2, "found none there; run `edgedistill run quickstart` first"),
+        (["synth", "quickstart", "--json"], 2, "Invalid value for --json: expected --sample N or --dry-run with it"),
+        (["plan", "phi4-mini"], 2, "as the recipe names it, found none; copy the shipped recipe beside your own files"),
+        (["gate", "a/quickstart"], 2, "run `edgedistill run quickstart --runs-dir a` first"),
         (["bench", "none.gguf"], 2, "expected a recipe, a run's folder or a model at none.gguf, found none there"),
-        (["gate", "runs/nope"], 2, "expected a recipe, a run's folder or a model at runs/nope, found none there"),
+        (["gate", "runs/nope"], 2, "at runs/nope, found none there; correct the path, or run its recipe first"),
     ],
 )
 def test_an_error_is_one_sentence_and_an_exit_code(

@@ -208,6 +208,9 @@ def test_proposed_budgets_go_to_stdout_as_toml(judged: Path) -> None:
 
 
 def test_a_named_baseline_replaces_the_recipe_s(judged: Path) -> None:
+    with pytest.raises(InputError, match=r"--baseline: expected a stored baseline at here\.json, found none; keep one"):
+        CliRunner().invoke(app, ["gate", str(judged), "--baseline", "here.json"], catch_exceptions=False)
+    Path("here.json").touch()
     CliRunner().invoke(app, ["gate", str(judged), "--baseline", "here.json", "--save-baseline", "out/x"])
     assert json.loads(Path("out/x").read_text())["baseline"] == str(Path("here.json").resolve())
 

@@ -1,4 +1,4 @@
-"""`edgedistill quantize`: sizes as people write them, the table, and refusals in one sentence."""
+"""`edgedistill quantize`: its budget in bytes, the table, and refusals in one sentence."""
 
 from __future__ import annotations
 
@@ -6,16 +6,32 @@ from pathlib import Path
 
 import pytest
 
-from edgedistill.cli.quantize import parse_bytes, table
-from edgedistill.core.errors import InputError
+from edgedistill.cli import entries, main
+from edgedistill.cli.quantize import table
 
 
-def test_sizes_as_people_write_them() -> None:
-    sizes = {"60MB": 60_000_000, "1.5 GiB": 1_610_612_736, "512kb": 512_000, "1000": 1000}
-    assert {text: parse_bytes(text) for text in sizes} == sizes
-    for wrong in ("sixty", "60XB", "-1MB", "0MB", ""):
-        with pytest.raises(InputError, match="expected a number of bytes such as 60MB"):
-            parse_bytes(wrong)
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: str) -> tuple[int, str]:
+    arguments = ["quantize", "model", "--calibration", "text.txt", "--out", "out", "--max-bytes", size]
+    monkeypatch.setattr("sys.argv", ["edgedistill", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    return ended.value.code, capsys.readouterr().err
+
+
+def test_sizes_as_people_write_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given = []
+    monkeypatch.setattr(entries, "quantize_model", lambda model, **settings: given.append(settings["max_bytes"]) or {})
+    for size in ("60MB", "1.5 GiB", "512kb", "1000", "6e7"):
+        assert said(monkeypatch, capsys, size)[0] in (0, None)
+    assert given == [60_000_000, 1_610_612_736, 512_000, 1000, 60_000_000]
+    for wrong, sentence in (
+        ("sixty", "expected a number or a text such as '150 MB'"),
+        ("60XB", "units are B, KB, MB, GB, KiB, MiB, GiB; found '60XB'"),
+        ("-1MB", "expected no negative number of bytes, found '-1MB'"),
+        ("0MB", "expected at least one byte, such as 60MB, found 0"),
+    ):
+        code, words = said(monkeypatch, capsys, wrong)
+        assert code == 2 and "--max-bytes" in words and sentence in words
 
 
 def test_the_table_has_a_line_for_each_artifact() -> None:

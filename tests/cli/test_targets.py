@@ -13,9 +13,9 @@ from edgedistill.core.errors import InputError
 ASKED = ["--model-bytes", "1e9", "--quant", "q8_0", "--engine", "llama.cpp"]
 
 
-def said(*arguments: str) -> str:
+def said(*arguments: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, ["targets", *arguments], catch_exceptions=False)
-    assert result.exit_code == 0
+    assert result.exit_code == code
     return result.output
 
 
@@ -48,16 +48,27 @@ def test_a_projection_is_printed_with_its_band_and_evidence() -> None:
     assert decode.endswith("from 1 anchor of this quant and 48 leave-one-out residuals")
     assert prefill.startswith(f"prefill: {found['prefill_tokens_per_s']['tokens_per_s']:.3g} tokens/s")
     small = said("project", "raspberry-pi-5", "--model-bytes", "2e7", *ASKED[2:]).splitlines()
-    assert small[-1].startswith("note: no anchor reads as few or as many bytes per token")
+    assert small[-1] == (
+        "note: no anchor reads as few or as many bytes per token as 20 MB, so no band was tested there"
+    )
     slower = json.loads(said("project", "raspberry-pi-5", *ASKED, "--kv-bytes", "5e8", "--json"))
     assert slower["decode_tokens_per_s"]["tokens_per_s"] < speed["tokens_per_s"]
 
 
 def test_what_does_not_fit_is_said_and_has_no_speed() -> None:
     asked = ["project", "raspberry-pi-5", "--model-bytes", "7e9", "--quant", "q8_0", "--engine", "llama.cpp"]
-    assert said(*asked).splitlines()[1:] == ["does not fit: 7 GB are needed, 6.872 GB can be had"]
-    found = json.loads(said(*asked, "--json"))
-    assert (found["state"], found["decode_tokens_per_s"]) == ("does-not-fit", None)
+    assert said(*asked, code=1).splitlines()[1:] == ["does not fit: 7 GB are needed, 6.872 GB can be had"]
+    found = json.loads(said(*asked, "--json", code=1))
+    assert (found["state"], found["needed_bytes"], found["decode_tokens_per_s"]) == ("does-not-fit", 7e9, None)
+
+
+def test_bytes_are_written_as_in_recipes() -> None:
+    asked = ["project", "raspberry-pi-5", "--quant", "q8_0", "--engine", "llama.cpp", "--json"]
+    plain = said(*asked, "--model-bytes", "1e9", "--kv-bytes", "5e8")
+    assert said(*asked, "--model-bytes", "1 GB", "--kv-bytes", "500MB") == plain
+    refused = said(*asked, "--model-bytes", "60 XB", code=2)
+    assert "--model-bytes" in refused and "a text such as '150 MB'; units are B, KB" in refused
+    assert "found '60 XB'" in refused
 
 
 def test_an_unseen_quant_is_refused() -> None:

@@ -150,12 +150,35 @@ def _written(path: Path, text: str) -> Path:
         ({"target_tokens_per_s": 9, "target_bytes": "2 MB"}, "found target_bytes and target_tokens_per_s"),
         ({"target_tokens_per_s": 0}, "student.cut.target_tokens_per_s"),
         ({"target_bytes": "2 miles"}, "expected a number or a text such as '150 MB'"),
-        ({"target_bytes": 0}, "target_bytes = 0.0: expected more than nothing"),
+        ({"target_bytes": 0}, "student.cut.target_bytes: found 0; expected at least one byte, such as '150 MB'"),
     ],
 )
 def test_a_cut_has_sizes_or_one_target(cut: dict[str, object], sentence: str) -> None:
     (line,) = refusal(student={"cut": cut})
     assert sentence in line
+
+
+QUANTITY = "expected a number or a text such as '{}'"
+
+
+@pytest.mark.parametrize(
+    ("tables", "place", "found", "example"),
+    [
+        ({"export": {"variants": ["gguf-mixed"], "release": [], "max_bytes": "60 XB"}}, "export.max_bytes", "60 XB", 0),
+        ({"student": {"cut": {"target_bytes": "2 miles"}}}, "student.cut.target_bytes", "2 miles", 0),
+        ({"budget": {"b": {"metric": "artifact_bytes", "max": "4 ZB"}}}, "budget.b.max", "4 ZB", 0),
+        ({"budget": {"b": {"metric": "kld_nats", "min_ratio": "5 s"}}}, "budget.b.min_ratio", "5 s", 1),
+        (
+            {"budget": {"b": {"metric": "ttft_ms", "target": "local-cpu", "max": "2 MB"}}},
+            *("budget.b.max", "2 MB", 2),
+        ),
+    ],
+)
+def test_a_wrong_quantity_is_told_by_its_key_with_an_example(
+    tables: dict[str, object], place: str, found: str, example: int
+) -> None:
+    (line,) = refusal(**tables)
+    assert line.startswith(f"{place}: found {found!r}; {QUANTITY.format(('150 MB', '95 %', '40 ms')[example])}")
 
 
 def test_a_target_in_bytes_is_read_with_its_unit() -> None:
@@ -173,3 +196,67 @@ def test_draws_teach_forward_kl_alone() -> None:
 def test_two_steps_and_a_grid_exclude_one_another() -> None:
     found = refusal(student={"cut": {"layers": [0], "steps": 2}}, train={"qat": {}})
     assert found == ["expected student.cut.steps = 1 with [train.qat]: cutting again leaves the grid"]
+
+
+RATIO = {"metric": "response_ms", "target": "local-cpu", "max_ratio": 0.5}
+SHARE = {"metric": "artifact_bytes", "max_ratio": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        ({"teacher": {"model": " "}}, "teacher.model: found ' '; string should have at least 1 character"),
+        ({"student": {"model": ""}}, "student.model: found ''; string should have at least 1 character"),
+        ({"student": {"cut": {"layers": [0, 0]}}}, "student.cut.layers: found [0, 0]; expected distinct layers from 0"),
+        ({"student": {"cut": {"layers": [0], "vocab": 100}}}, "student.cut.vocab: found 100; input should be a mult"),
+        (
+            {"export": {"variants": ["gguf-q4_0"]}},
+            "export: release names onnx-int4, which variants does not build; set release to some of gguf-q4_0, or",
+        ),
+        ({"bench": {"targets": []}}, "bench.targets: found []; tuple should have at least 1 item"),
+        (
+            {"budget": {"b": SHARE | {"against": "gguf-q4"}}},
+            "budget.b.against = 'gguf-q4' is no model of this run; did",
+        ),
+        ({"budget": {"b": SHARE | {"against": "control"}}}, "budget.b.against = 'control' is no model of this run"),
+        (
+            {"budget": {"b": RATIO | {"against": "student"}}},
+            "budget.b.against: expected a model whose response_ms is measured, such as teacher, teacher-gguf-q4_0, "
+            "gguf-f16, found 'student'",
+        ),
+        (
+            {"budget": {"b": {"metric": "kld_nats", "max_ratio": 2}}},
+            "budget.b.against: expected a model whose kld_nats is measured, such as teacher-gguf-q4_0, gguf-f16, "
+            "gguf-q8_0, found 'teacher'",
+        ),
+        (
+            {"budget": {"b": {"metric": "sustained_ratio", "target": "local-cpu", "min": 0.9}}},
+            'budget.b: expected bench.profile = "full", which measures sustained_ratio, found "quick"',
+        ),
+        (
+            {"budget": {"b": RATIO | {"metric": "tpot_ms", "workload": "streams-2"}}},
+            'budget.b: expected bench.profile = "full", which measures the workload streams-2, found "quick"',
+        ),
+        (
+            {"budget": {"b": SHARE}, "export": {"release": []}},
+            "budget.b.artifacts: expected what is judged, found none and no export.release either",
+        ),
+    ],
+)
+def test_what_would_fail_hours_later_is_refused_at_once(tables: dict[str, object], sentence: str) -> None:
+    (line,) = refusal(**tables)
+    assert line.startswith(sentence)
+
+
+def test_an_empty_model_is_not_taken_for_the_recipe_s_folder(tmp_path: Path) -> None:
+    path = _written(tmp_path / "r.toml", 'name = "r"\n[data]\n[teacher]\nmodel = ""\n[student]\nmodel = "s"\n')
+    with pytest.raises(InputError, match=r"teacher\.model: found ''"):
+        load_recipe(path)
+
+
+def test_budgets_are_held_against_every_model_of_a_run() -> None:
+    train = {"control": {}, "arms": {"seeds": 2, "gold": True}}
+    data = {"generator": "home-commands", "gold": 4}
+    for against in ("untrained", "control-s2", "gold", "student-s2", "gguf-q8_0", "teacher-gguf-q4_0", "previous"):
+        tables = {"train": train, "data": data, "budget": {"b": SHARE | {"against": against}}}
+        assert validate(Recipe, RECIPE | tables, source="r").budget["b"].against == against

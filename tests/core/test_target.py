@@ -109,6 +109,20 @@ def test_only_numbers_are_numbers() -> None:
     assert target.number("cores") is None and target.number("memory_bytes") is None
 
 
+def test_bytes_are_written_as_in_recipes() -> None:
+    figures = {"memory_bytes": {"value": "8 GB", "provenance": "this-host"}}
+    anchor = ANCHOR | {"read_bytes": "1.5 GB", "kv_bytes": "1 KiB"}
+    changed = {"figures": figures, "limits": {"memory_bytes": "2 GiB"}, "anchors": [anchor]}
+    target = validate(Target, TARGET | changed, source="t")
+    assert (target.number("memory_bytes"), target.limits.memory_bytes) == (8e9, 2**31)
+    assert (target.anchors[0].read_bytes, target.anchors[0].kv_bytes) == (1.5e9, 1024.0)
+    wrong = "expected a number or a text such as '150 MB'"
+    assert refusal(limits={"memory_bytes": "2 XB"}).startswith(f"limits.memory_bytes: found '2 XB'; {wrong}")
+    assert refusal(anchors=[ANCHOR | {"read_bytes": "x"}]).startswith(f"anchors.0.read_bytes: found 'x'; {wrong}")
+    figures["memory_bytes"]["value"] = "8 XB"
+    assert refusal(figures=figures).startswith(f"figures: memory_bytes.value = '8 XB': {wrong}")
+
+
 def test_an_anchor_has_a_speed_and_a_source() -> None:
     assert validate(Target, TARGET | {"anchors": [ANCHOR]}, source="t").anchors[0].backend == "cpu"
     silent = {name: value for name, value in ANCHOR.items() if name != "decode_tokens_per_s"}

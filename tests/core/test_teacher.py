@@ -28,7 +28,8 @@ def recipe(**tables: Any) -> Recipe:
 def test_a_teacher_read_back_from_its_lock_is_the_same() -> None:
     for one in (
         teacher(),
-        teacher(engine="llamacpp", adapt={"rank": 4}),
+        teacher(adapt={"rank": 4}),
+        teacher(engine="llamacpp"),
         teacher(engine="openai", price=PRICE, limits={"money": 1.0}, base_url="http://localhost:8000/v1"),
         teacher(engine="anthropic", terms={"training_allowed": False, "source": "x", "date": "2026-01-02"}),
     ):
@@ -42,6 +43,7 @@ def test_a_teacher_read_back_from_its_lock_is_the_same() -> None:
     [
         ({"concurrency": 4}, 'expected concurrency with engine "openai" or "anthropic", found "hf"'),
         ({"engine": "llamacpp", "price": PRICE}, 'expected price with engine "openai" or "anthropic"'),
+        ({"engine": "llamacpp", "adapt": {}}, r'expected engine "hf" with \[teacher.adapt\], found "llamacpp"'),
         ({"engine": "openai", "adapt": {}}, r"expected no \[teacher.adapt\] with engine \"openai\""),
         ({"engine": "openai", "limits": {"money": 1}}, r"expected \[teacher.price\] with limits.money"),
         ({"engine": "anthropic", "top_logprobs": 5}, 'expected no top_logprobs with engine "anthropic"'),

@@ -17,7 +17,8 @@ from export_builders import save_byte_level, save_llama
 from edgedistill.core.artifact import list_files, load_artifact
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import write_jsonl
-from edgedistill.core.recipe import Export, Recipe
+from edgedistill.core.recipe import Recipe
+from edgedistill.core.recipe_tables import Export
 from edgedistill.core.records import Message, TeacherRecord
 from edgedistill.core.runfolder import SilentReporter, StageContext
 from edgedistill.export import companions, onnx_graph, stage

@@ -80,12 +80,13 @@ def test_a_budget_below_the_smallest_is_refused_with_what_would_fit(
 def test_bad_input_is_one_sentence(model: Path, calibration: Path, tmp_path: Path) -> None:
     def attempt(**changes: object) -> None:
         settings = {"max_bytes": 10**6, "calibration": calibration, "out": tmp_path / "o", "formats": ("gguf",)}
-        quantize_model(str(model), threads=1, report=SilentReporter(), **(settings | changes))
+        settings |= {"model": str(model)} | changes
+        quantize_model(**settings, threads=1, report=SilentReporter())
 
     with pytest.raises(InputError, match="expected formats of gguf, onnx, found coreml"):
         attempt(formats=("coreml",))
     with pytest.raises(InputError, match=r"expected calibration text at .*, found no such file"):
-        attempt(calibration=tmp_path / "none.txt")
+        attempt(calibration=tmp_path / "none.txt", model="no such model")
     (tmp_path / "short.txt").write_text("too short")
     with pytest.raises(InputError, match="expected calibration text of at least 1024 tokens"):
         attempt(calibration=tmp_path / "short.txt")

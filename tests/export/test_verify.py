@@ -20,7 +20,9 @@ from edgedistill.core.artifact import Artifact, list_files
 from edgedistill.core.errors import InputError
 from edgedistill.core.files import read_json, write_json, write_jsonl
 from edgedistill.core.runfolder import SilentReporter
+from edgedistill.export import diagnose as diagnosing
 from edgedistill.export import subject as subjects
+from edgedistill.export import verify as verifying
 from edgedistill.export.onnx_run import open_graph, padded_logits, run_graph
 from edgedistill.export.parity import EIGHT_BIT, EXACT, FOUR_BIT
 from edgedistill.export.subject import Subject, file_failures, open_subject, text_reference
@@ -187,6 +189,10 @@ def test_what_is_no_model_is_refused_with_a_sentence(made: Made, tmp_path: Path)
     for given, found in ((tmp_path / "none", "nothing"), (tmp_path, "none of them")):
         with pytest.raises(InputError, match=f"expected a .gguf file.*found {found} at"):
             open_subject(given)
+    write_json(tmp_path / "run" / "recipe.lock.json", {})
+    for folder, command in (("30-export/gguf-q4_0", "export"), ("20-train/student", "train"), ("05-teacher", "synth")):
+        with pytest.raises(InputError, match=rf"found nothing at .*; run `edgedistill {command} .*/run` first"):
+            open_subject(tmp_path / "run" / folder)
     with pytest.raises(InputError, match="expected an artifact"):
         verified(made("model"), against=made("model"))
     folder = tmp_path / "config"
@@ -197,6 +203,24 @@ def test_what_is_no_model_is_refused_with_a_sentence(made: Made, tmp_path: Path)
     write_json(folder / "genai_config.json", {"model": {"decoder": {"filename": "../model.onnx"}}})
     with pytest.raises(InputError, match=r"\.\./model\.onnx"):
         open_subject(folder)
+
+
+def test_every_named_file_is_looked_for_before_one_is_hashed(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object, **named: object) -> None:
+        raise AssertionError("a model was opened")
+
+    for module in (verifying, diagnosing):
+        monkeypatch.setattr(module, "open_subject", never)
+    artifact, gone = made("model-f16"), tmp_path / "gone"
+    how = {"report": SilentReporter()}
+    with pytest.raises(InputError, match=r"expected a text or JSONL file at .*gone, found nothing there; name a file"):
+        verify(artifact, against=made("model"), text=gone, **how)
+    with pytest.raises(InputError, match=r"found nothing at .*gone; give the model's own file or folder"):
+        verify(artifact, against=gone, text=gone, **how)
+    with pytest.raises(InputError, match=r"found nothing at .*gone; give the model's own file or folder"):
+        diagnosing.diagnose(artifact, against=gone, text=gone, **how)
 
 
 def test_bounds_are_the_coarser_ones_and_those_of_activations_at_one_precision() -> None:

@@ -107,7 +107,8 @@ def test_estimate_ask_and_write_nowhere_the_key(tmp_path: Path, tiny_llama: Path
         assert (found["requests"], found["prompts"], found["currency"]) == (24, 24, "USD") and found["cost"] > 0
         assert not server.arrived and not (runs / "api" / "10-synth").exists()
         shown = call("synth", recipe, "--runs-dir", runs, "--dry-run").stdout
-        assert re.search(r"^requests +24 ", shown, re.MULTILINE) and "1 USD" in shown
+        assert re.search(r"^requests +24 ", shown, re.MULTILINE) and "1 USD" in shown and "total" not in shown
+        assert (found["total"]["requests"], found["total"]["cost"]) == (24, {"USD": found["cost"]})
 
         keyless = call("synth", recipe, "--runs-dir", runs, key=None)
         assert keyless.returncode == 5 and "environment variable TEST_API_KEY, found none" in keyless.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from synth_api_server import Server, serve
 
+from edgedistill.cli.show import estimate_text
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, StageError
 from edgedistill.core.files import iter_jsonl, write_jsonl
@@ -29,7 +31,7 @@ from edgedistill.synth.followups import SHORTER, score_of, score_prompt, settlin
 from edgedistill.synth.journal import Journal, Reply
 from edgedistill.synth.reasoning import parted, with_reasoning
 from edgedistill.synth.rows import make_prompt
-from edgedistill.synth.service import Service
+from edgedistill.synth.service import Service, total_of
 from edgedistill.synth.several import Asked
 
 pytest.importorskip("openai", reason="the extra `api` is not installed")
@@ -212,6 +214,42 @@ def test_a_judge_rejects_what_it_scores_low_and_is_paid_for(tmp_path: Path, tiny
         assert figures["further"][0]["attempts"] == 4 and figures["further"][0]["cost"]["amount"] > 0
         asks(synth={"judge": JUDGE | {"threshold": 5}})
         assert set(asks.records()) == {"q0", "q1", "q2"} and sum(server.arrived.values()) == 8
+
+
+def test_a_dry_run_tells_who_is_asked_for_what_and_the_total(tmp_path: Path, tiny_llama: Path) -> None:
+    with serve() as server:
+        asks = Asks(tmp_path, tiny_llama, server)
+        dry = stage.estimate(tmp_path, asks.recipe(synth={"shorten": True, "judge": JUDGE}, teacher={}))
+    parts, total = [dry, *dry["further"]], dry["total"]
+    assert [part["asks"] for part in parts] == ["answers", "shorter answers", "scores"]
+    assert total["requests"] == 12 == sum(part["requests"] for part in parts)
+    assert total["unpriced"] == ["openai:m-1"], "the judge alone has a price"
+    assert total["at_most"]["output_tokens"] == sum(part["at_most"]["output_tokens"] for part in parts)
+    assert total["cost"] == {"USD": parts[2]["cost"]}
+    tables = estimate_text(dry).split("\n\n")
+    assert [text.split("  ")[0] for text in tables] == ["answers", "shorter answers", "scores", "total"]
+    assert re.search(r"^requests +12$", tables[-1], re.MULTILINE)
+
+
+def estimated(teacher: str, *, currency: str | None, seconds: float | None = 4.0) -> dict[str, Any]:
+    """An estimate of three requests at 1.5 of its currency; without one the price is not known."""
+    taken = {"input_tokens": 1, "output_tokens": 2, "cost": 1.5 if currency else None}
+    return taken | {
+        "teacher": teacher, "asks": "answers", "currency": currency, "requests": 3, "answered": 0, "prompts": 3,
+        "seconds": seconds, "at_most": taken, "spent": taken, "limits": {}, "from": "a guess",
+    }  # fmt: skip
+
+
+def test_a_total_has_money_by_currency_and_names_what_has_no_price() -> None:
+    first, *others = parts = [
+        *(estimated("a", currency="USD"), estimated("b", currency="USD")),
+        *(estimated("c", currency="EUR", seconds=None), estimated("d", currency=None)),
+    ]
+    total = total_of(parts)
+    assert total["cost"] == {"USD": 3.0, "EUR": 1.5} and total["unpriced"] == ["d"]
+    assert (total["requests"], total["input_tokens"], total["seconds"]) == (12, 4, None)
+    *_, unpriced, shown = estimate_text(first | {"further": others, "total": total}).split("\n\n")
+    assert "3.00 USD + 1.50 EUR + what d costs" in shown and "unknown: no [teacher.price]\n" in unpriced
 
 
 def test_a_judge_s_limits_stop_it_alone(tmp_path: Path, tiny_llama: Path) -> None:

@@ -108,12 +108,18 @@ def test_columns_rename_and_groups_are_read() -> None:
     assert row is not None and row.prompt.answer == "greet" and row.group == "me"
     unlabelled = to_row({"utterance": "hi", "who": "me"}, "here", source="s", rules=rules)
     assert unlabelled is not None and unlabelled.prompt.answer is None
-    with pytest.raises(InputError, match=r"here: expected the column 'utterance', as data.columns says, found none"):
+    with pytest.raises(InputError) as e:
         to_row({"utterence": "hi", "who": "me"}, "here", source="s", rules=rules)
+    assert str(e.value) == (
+        "here: expected the column 'utterance', as data.columns says, found the columns utterence, who; did you mean "
+        "'utterence'?"
+    )
     needless = to_row({"utterance": "hi"}, "here", source="s", rules=replace(rules, needs_group=False))
     assert needless is not None and needless.group == ""
-    with pytest.raises(InputError, match=r"here: expected 'who', as data.group says, to be text, found null"):
+    with pytest.raises(InputError, match=r"here: expected the column 'who', as data.group says, found the columns utt"):
         to_row({"utterance": "hi"}, "here", source="s", rules=rules)
+    with pytest.raises(InputError, match=r"here: expected 'who', as data.group says, to be text, found null"):
+        to_row({"utterance": "hi", "who": None}, "here", source="s", rules=rules)
 
 
 def test_a_form_that_is_named_does_not_mind_other_columns_and_misses_its_own() -> None:

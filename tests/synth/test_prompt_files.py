@@ -111,6 +111,28 @@ def test_missing_answers_files_and_prompts_are_said(tmp_path: Path) -> None:
         load(tmp_path / "absent.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (
+            {"text": "uterance", "label": "intent"},
+            "'uterance', as data.columns says, found the columns utterance, inte",
+        ),
+        (
+            {"text": "utterance", "label": "class"},
+            "'class', as data.columns says, found the columns utterance, intent;",
+        ),
+    ],
+)
+def test_a_column_that_no_row_has_is_told_with_those_there(tmp_path: Path, columns: dict[str, str], said: str) -> None:
+    path = tmp_path / "labelled.csv"
+    path.write_text("utterance,intent\nhi,greet\n")
+    rules = Rules(kind="classification", columns=columns)
+    with pytest.raises(InputError) as e:
+        load_rows(str(path), split="gold", rules=rules, needs_answer=True)
+    assert str(e.value).startswith(f"{path} line 2: expected the column {said}")
+
+
 def test_json_lists_and_csv_name_their_rows(tmp_path: Path) -> None:
     path = tmp_path / "alpaca.json"
     path.write_text(json.dumps([{"instruction": "Add", "input": "1 2", "output": "3"}, {"instruction": 1}]))

@@ -1,0 +1,84 @@
+"""What a stage needs that its recipe does not have, told before the first stage begins and not hours later."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from edgedistill.core.errors import InputError, MissingError
+from edgedistill.core.kinds import KINDS
+from edgedistill.core.model_reference import require_reference
+from edgedistill.core.recipe import Recipe
+
+GRADED_BY = ("rouge_score", "sacrebleu")
+
+
+def check_needs(recipe: Recipe, stage: str) -> None:
+    """Hold a recipe against what a stage will ask of it.
+
+    Raises:
+        InputError: a split, a model or a variant that the stage works on is not named, or not there.
+        MissingError: the stage grades answers by a package that is not installed.
+    """
+    NEEDS.get(stage, lambda recipe: None)(recipe)
+
+
+def _data(recipe: Recipe) -> None:
+    if not (recipe.data.has("gold") or recipe.data.has("prompts")):
+        raise InputError(
+            "expected data.gold or data.prompts for the teacher to label, found neither in the recipe; name a file, or "
+            "a generator with how many"
+        )
+
+
+def _teacher(recipe: Recipe) -> None:
+    if not recipe.teacher.is_api:
+        require_reference(recipe.teacher.model, place="teacher.model")
+    for split, use in (("gold", "to adapt the teacher to"), ("valid", "to hold the adapted teacher against")):
+        if recipe.teacher.adapt is not None and not recipe.data.has(split):
+            raise InputError(f"expected data.{split} {use}, found none; give some, or drop [teacher.adapt]")
+
+
+def _synth(recipe: Recipe) -> None:
+    if not (recipe.data.has("prompts") or (recipe.synth.label_gold and recipe.data.has("gold"))):
+        raise InputError(
+            "expected prompts for the teacher to label, found none; set data.prompts, or synth.label_gold = true"
+        )
+    model = recipe.teacher.model
+    if recipe.teacher.engine == "llamacpp" and not (model.startswith("pypi:") or Path(model).suffix == ".gguf"):
+        raise InputError(f'teacher.engine = "llamacpp" expects a GGUF teacher, found {model!r}; use engine "hf"')
+
+
+def _train(recipe: Recipe) -> None:
+    if recipe.student.model is not None:
+        require_reference(recipe.student.model, place="student.model")
+    for number, further in enumerate(recipe.train.further_teachers):
+        require_reference(further.model, place=f"train.further_teachers.{number}.model")
+    if recipe.train.gold and not recipe.data.has("gold"):
+        raise InputError("expected data.gold with train.gold = true, found none; give some, or leave train.gold out")
+
+
+def _eval(recipe: Recipe) -> None:
+    if not recipe.data.has("heldout"):
+        raise InputError(
+            "expected held-out items to judge the models on, found none; set data.heldout, or data.split.heldout, in "
+            "the recipe"
+        )
+    if recipe.task.kind is not None and KINDS[recipe.task.kind].graded:
+        for package in GRADED_BY:
+            if importlib.util.find_spec(package) is None:
+                raise MissingError(
+                    f"expected the package {package} to grade a {recipe.task.kind}, found it not installed; "
+                    "pip install 'edgedistill[metrics]'"
+                )
+
+
+def _bench(recipe: Recipe) -> None:
+    if not (recipe.export.variants or recipe.export.teacher_variants):
+        raise InputError("expected export.variants to measure, found none; name some, or run up to eval alone")
+
+
+NEEDS: dict[str, Callable[[Recipe], None]] = {
+    "data": _data, "teacher": _teacher, "synth": _synth, "train": _train, "eval": _eval, "bench": _bench,
+}  # fmt: skip
