@@ -85,7 +85,7 @@ def run(context: StageContext) -> None:
         MissingError: a tracker is not installed.
         StageError: nothing to train on, the vocabulary is too small for the task, or a loss is not finite.
     """
-    from edgedistill.runtimes import chat
+    from edgedistill.runtimes import chat, precision
     from edgedistill.train import cut, data, folders, student, trackers, wanted
 
     recipe = context.recipe
@@ -120,6 +120,7 @@ def run(context: StageContext) -> None:
     lesson = wanted.Lesson(*data.split_examples(examples, share=recipe.train.valid_share, seed=recipe.seed))
     lessons = {"student": lesson, "control": lesson}
     context.figures.update(records=len(records), trained_on=len(lesson.train), validated_on=len(lesson.valid))
+    context.figures["dtype"] = precision.session_dtype(recipe.train.dtype)
     context.figures["shape"] = shape
     if recipe.student.cut is not None:
         context.figures["cut"] = read_json(untrained / cut.CUT_FILE)

@@ -187,6 +187,7 @@ def test_student_is_cut_trained_and_compared(tmp_path, deep):
     assert ctx.figures["student"]["steps"] == ctx.figures["control"]["steps"] == 6
     assert ctx.figures["student"]["kd_weight"] == 0.5 and ctx.figures["control"]["kd_weight"] == 0
     assert ctx.figures["trained_on"] == 10 and ctx.figures["validated_on"] == 2
+    assert ctx.figures["dtype"] in ("float32", "bfloat16")
     assert any(note.startswith("12 of 12 records of whose teacher's probability") for note in ctx.report.notes)
     rows = read_jsonl(ctx.folder / "metrics.jsonl")
     assert all(row["kl"] > 0 for row in rows if row["arm"] == "student" and "loss" in row)
