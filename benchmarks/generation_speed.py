@@ -238,9 +238,11 @@ def local(*, rounds: int) -> dict[str, Any]:
 
 def _our_speed(engine: str, model: Path, *, prompts: Sequence[list[int]], threads: int) -> float:
     from edgedistill.runtimes.base import open_session
+    from edgedistill.runtimes.precision import session_dtype
 
     context = max(map(len, prompts)) + NEW_TOKENS
-    with contextlib.closing(open_session(engine, model, threads=threads, context=context)) as session:
+    dtype = {"dtype": session_dtype("auto")} if engine == "hf" else {}  # as the stage synth opens it
+    with contextlib.closing(open_session(engine, model, threads=threads, context=context, **dtype)) as session:
         began = time.perf_counter()
         answers = session.generate(prompts, max_new_tokens=NEW_TOKENS, eos_ids=frozenset(), top_k_logprobs=8)
         return sum(len(a.ids) for a in answers) / (time.perf_counter() - began)
