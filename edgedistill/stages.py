@@ -145,9 +145,9 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("data", 5, "edgedistill.synth.stage:run_data", _data),
-        Stage("teacher", 1, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
+        Stage("teacher", 2, "edgedistill.train.stage:run_teacher", _teacher, ("data/gold.jsonl", "data/valid.jsonl")),
         Stage("synth", 5, "edgedistill.synth.stage:run_synth", _synth, LABELLED),
-        Stage("train", 5, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
+        Stage("train", 6, "edgedistill.train.stage:run", _train, ("data/gold.jsonl", "teacher", "synth")),
         Stage("export", 2, "edgedistill.export.stage:run", _export, ("teacher", "synth", "train/student/")),
         Stage("eval", 2, "edgedistill.evals.stage:run", _eval, ("data/heldout.jsonl", "teacher", "train", "export")),
         Stage("bench", 3, "edgedistill.bench.stage:run", _bench, (*LABELLED, "export")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import importlib.metadata
@@ -14,7 +15,8 @@ from typing import Any
 
 import psutil
 
-from edgedistill.core.files import cache_dir, digest_of, read_json, write_json
+from edgedistill.core.errors import InputError
+from edgedistill.core.files import cache_dir, digest_of, read_json_object, write_json
 
 PACKAGES = (
     "edgedistill",
@@ -103,14 +105,19 @@ def host_id() -> str:
 
 
 def measured_once(kind: str, known_by: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
-    """What `measure` finds of this host, as JSON values; kept in the cache by host, `kind` and `known_by`."""
+    """What `measure` finds of this host, as JSON values; kept in the cache by host, `kind` and `known_by`.
+
+    Where nothing can be kept, or what was is damaged, it is measured again.
+    """
     key = {**known_by, "host": host_id()}
     kept = cache_dir() / "measured" / kind / f"{digest_of(key)[:16]}.json"
-    if not kept.is_file():
-        found = measure()
+    with contextlib.suppress(InputError, KeyError, OSError):
+        return read_json_object(kept)["found"]
+    found = measure()
+    with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, {"known_by": key, "found": found})
-    return read_json(kept)["found"]
+    return found
 
 
 def environment() -> dict[str, Any]:

@@ -16,7 +16,8 @@ def _some_bytes(value: float | str) -> float | str:
 
 
 def _bytes_of(value: Any) -> Any:
-    return parse_quantity(value, unit="bytes") if isinstance(value, str) else value
+    """Whole bytes: "1.2 GiB" is none by itself."""
+    return int(parse_quantity(value, unit="bytes")) if isinstance(value, str) else value
 
 
 Positive = Annotated[int, Field(ge=1)]

@@ -165,22 +165,26 @@ def estimate_local(paths: Sequence[Path], *, teacher: str, max_new_tokens: int) 
 def total_of(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What several estimates make together; money by currency, without what the teachers in `unpriced` take.
 
-    `seconds` is None where one of them is not known.
+    What a teacher has spent on answers and on shorter ones is one sum, in one journal. `seconds` is None where one of
+    them is not known.
     """
     seconds = [one["seconds"] for one in estimates]
 
-    def summed(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    journals = {(one["teacher"], one["asks"] == "scores"): one for one in estimates}.values()
+
+    def summed(parts: Sequence[tuple[Mapping[str, Any], str | None]]) -> dict[str, Any]:
         money: dict[str, float] = {}
-        for part, one in zip(parts, estimates, strict=True):
-            if part["cost"] is not None and one["currency"]:
-                money[one["currency"]] = round(money.get(one["currency"], 0.0) + part["cost"], 4)
-        return {name: sum(part[name] for part in parts) for name in ("input_tokens", "output_tokens")} | {"cost": money}
+        for part, currency in parts:
+            if part["cost"] is not None and currency:
+                money[currency] = round(money.get(currency, 0.0) + part["cost"], 4)
+        tokens = {name: sum(part[name] for part, _ in parts) for name in ("input_tokens", "output_tokens")}
+        return tokens | {"cost": money}
 
     return {
         "requests": sum(one["requests"] for one in estimates),
-        **summed(estimates),
-        "at_most": summed([one["at_most"] for one in estimates]),
-        "spent": summed([one["spent"] for one in estimates]),
+        **summed([(one, one["currency"]) for one in estimates]),
+        "at_most": summed([(one["at_most"], one["currency"]) for one in estimates]),
+        "spent": summed([(one["spent"], one["currency"]) for one in journals]),
         "seconds": None if None in seconds else round(sum(seconds), 1),
         "unpriced": sorted({one["teacher"] for one in estimates if one["cost"] is None}),
     }

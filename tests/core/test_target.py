@@ -112,9 +112,9 @@ def test_only_numbers_are_numbers() -> None:
 def test_bytes_are_written_as_in_recipes() -> None:
     figures = {"memory_bytes": {"value": "8 GB", "provenance": "this-host"}}
     anchor = ANCHOR | {"read_bytes": "1.5 GB", "kv_bytes": "1 KiB"}
-    changed = {"figures": figures, "limits": {"memory_bytes": "2 GiB"}, "anchors": [anchor]}
+    changed = {"figures": figures, "limits": {"memory_bytes": "1.2 GiB"}, "anchors": [anchor]}
     target = validate(Target, TARGET | changed, source="t")
-    assert (target.number("memory_bytes"), target.limits.memory_bytes) == (8e9, 2**31)
+    assert (target.number("memory_bytes"), target.limits.memory_bytes) == (8e9, 1_288_490_188)
     assert (target.anchors[0].read_bytes, target.anchors[0].kv_bytes) == (1.5e9, 1024.0)
     wrong = "expected a number or a text such as '150 MB'"
     assert refusal(limits={"memory_bytes": "2 XB"}).startswith(f"limits.memory_bytes: found '2 XB'; {wrong}")

@@ -35,6 +35,21 @@ def test_auto_on_a_cpu_follows_what_was_measured_once(
     assert len(measured) == 1
 
 
+@pytest.mark.parametrize("kept", ["a folder that is a file", "damaged"])
+def test_a_cache_that_cannot_be_used_ends_nothing(
+    cpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: str
+) -> None:
+    monkeypatch.setattr(precision, "bf16_speedup", lambda: 2.0)
+    cpu["avx512_bf16"] = True
+    if kept == "damaged":
+        assert uses_bf16("auto")
+        for path in tmp_path.rglob("*.json"):
+            path.write_text("[]")
+    else:
+        (tmp_path / "measured").write_text("")
+    assert uses_bf16("auto")
+
+
 def test_a_cpu_without_the_instructions_is_not_measured(cpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "bf16_speedup", lambda: pytest.fail("measured"))
     cpu["avx512_bf16"] = False

@@ -248,6 +248,8 @@ def test_a_total_has_money_by_currency_and_names_what_has_no_price() -> None:
     total = total_of(parts)
     assert total["cost"] == {"USD": 3.0, "EUR": 1.5} and total["unpriced"] == ["d"]
     assert (total["requests"], total["input_tokens"], total["seconds"]) == (12, 4, None)
+    shorter = total_of([first, first | {"asks": "shorter answers"}, first | {"asks": "scores"}])
+    assert shorter["cost"] == {"USD": 4.5} and shorter["spent"]["cost"] == {"USD": 3.0}, "two journals, three parts"
     *_, unpriced, shown = estimate_text(first | {"further": others, "total": total}).split("\n\n")
     assert "3.00 USD + 1.50 EUR + what d costs" in shown and "unknown: no [teacher.price]\n" in unpriced
 
