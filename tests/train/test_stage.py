@@ -105,6 +105,14 @@ def label(ctx: StageContext) -> None:
     write_jsonl(synth / "records-00000.jsonl", [r.model_dump(mode="json") for r in records])
 
 
+def labelled(folder: Path, deep: Path) -> Path:
+    """The records of a run in `folder` whose teacher has answered."""
+    run_teacher(context(folder, "teacher", deep))
+    ctx = context(folder, "synth", deep)
+    label(ctx)
+    return ctx.folder / "records-00000.jsonl"
+
+
 def hashes(folder: Path) -> dict[str, str]:
     return {
         str(p.relative_to(folder)): sha256_file(p)
@@ -115,8 +123,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def trained(folder: Path, deep: Path, **changes: Any) -> StageContext:
     """A run folder whose teacher is taken as it is, labelled, and whose train stage ran."""
-    run_teacher(context(folder, "teacher", deep))
-    label(context(folder, "synth", deep))
+    labelled(folder, deep)
     ctx = context(folder, "train", deep, **changes)
     run(ctx)
     return ctx
@@ -241,11 +248,7 @@ def test_student_of_the_same_tokenizer_is_trained_with_lora(tmp_path, deep, tiny
 
 
 def test_an_answer_in_unusual_tokens_keeps_its_usual_ones(tmp_path, deep):
-    run_teacher(context(tmp_path, "teacher", deep))
-    ctx = context(tmp_path, "synth", deep)
-    label(ctx)
-    tokenizer = load_tokenizer(deep)
-    path = ctx.folder / "records-00000.jsonl"
+    path, tokenizer = labelled(tmp_path, deep), load_tokenizer(deep)
     rows = read_jsonl(path)
     for row in rows:
         letters = [tokenizer.convert_tokens_to_ids(letter) for letter in row["answer"]]
@@ -377,12 +380,9 @@ def test_no_records_is_said(tmp_path, deep):
 
 
 def test_records_without_distributions_are_learnt_from_their_text(tmp_path, deep):
-    run_teacher(context(tmp_path, "teacher", deep))
-    ctx = context(tmp_path, "synth", deep)
-    label(ctx)
-    path = ctx.folder / "records-00000.jsonl"
+    path = labelled(tmp_path, deep)
     write_jsonl(path, [{**json.loads(line), "logits_key": None} for line in path.read_text().splitlines()])
-    for file in ctx.folder.glob("logits-*"):
+    for file in path.parent.glob("logits-*"):
         file.unlink()
     ctx = context(tmp_path, "train", deep)
     run(ctx)
@@ -391,10 +391,7 @@ def test_records_without_distributions_are_learnt_from_their_text(tmp_path, deep
 
 
 def test_a_record_learns_of_its_own_teacher_or_from_its_text(tmp_path, deep):
-    run_teacher(context(tmp_path, "teacher", deep))
-    ctx = context(tmp_path, "synth", deep)
-    label(ctx)
-    path = ctx.folder / "records-00000.jsonl"
+    path = labelled(tmp_path, deep)
     rows = read_jsonl(path)
     for row in rows[:3]:
         row |= {"teacher": "teacher-2", "logits_key": None}
@@ -428,10 +425,7 @@ def test_an_online_teacher_and_a_further_one_leave_a_student_and_its_control(tmp
 
 
 def test_a_further_teacher_may_teach_some_kinds_of_records_alone(tmp_path, deep):
-    run_teacher(context(tmp_path, "teacher", deep))
-    ctx = context(tmp_path, "synth", deep)
-    label(ctx)
-    path = ctx.folder / "records-00000.jsonl"
+    path = labelled(tmp_path, deep)
     rows = read_jsonl(path)
     write_jsonl(path, [row | ({"kind": "on"} if ':"on' in row["answer"] else {}) for row in rows])
     other = save_tiny_llama(tmp_path / "other", layers=1, seed=9)
@@ -462,10 +456,7 @@ def test_what_needs_the_teacher_itself_is_refused_with_what_is_kept_of_it(tmp_pa
 
 
 def test_odd_records_are_told(tmp_path, deep):
-    run_teacher(context(tmp_path, "teacher", deep))
-    ctx = context(tmp_path, "synth", deep)
-    label(ctx)
-    path = ctx.folder / "records-00000.jsonl"
+    path = labelled(tmp_path, deep)
     rows = read_jsonl(path)
     long = {**rows[1], "id": "long", "answer_ids": rows[1]["answer_ids"] * 60, "logits_key": None}
     write_jsonl(path, [*rows, {**rows[0], "id": "again"}, long])
