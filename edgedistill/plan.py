@@ -7,7 +7,7 @@ import fcntl
 import importlib
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,15 +106,16 @@ def plan(run: Run, *, until: str | None = None, verify: bool = False) -> list[St
     return steps
 
 
-def check(run: Run, *, until: str | None = None) -> None:
-    """Hold the recipe against what every stage up to `until` will ask of it, so that none fails for that late.
+def check(run: Run, steps: Sequence[Step]) -> None:
+    """Hold the recipe against what every step that is not done will ask of it, so that none fails for that late.
 
     Raises:
         InputError: a split, model or variant that a stage works on is not named, or not there.
         MissingError: a stage needs a package that is not installed.
     """
-    for stage in needed(until):
-        check_needs(run.recipe, stage.name)
+    for step in steps:
+        if step.state != "done":
+            check_needs(run.recipe, step.stage)
 
 
 def execute(
@@ -135,15 +136,15 @@ def execute(
     Raises:
         InputError: another process works on this run, a file or target that the recipe names is absent, or `only` names
             a stage whose inputs are not done.
-        MissingError: a stage needs a package that is not installed.
+        MissingError: a stage that is not done needs a package that is not installed.
         StageError: a stage failed.
     """
     stages = [STAGES[only]] if only else needed(until)
-    for stage in stages:  # what a late stage lacks is said before the first one begins
-        check_needs(run.recipe, stage.name)
-        stage.parameters(run.recipe)
+    before = plan(run, until=only or until, verify=verify)
+    check(run, before[-1:] if only else before)  # what a late stage lacks is said before the first one begins
     if only:
-        _require_inputs(run, only, verify=verify)
+        _require_inputs(run, only, before[:-1])
+    hashed = {step.stage for step in before if step.state == "done"}
     with _locked(run.folder) as lock:
         write_json(run.folder / LOCK_FILE, run.recipe.model_dump(mode="json"))
         if run.source:
@@ -151,7 +152,7 @@ def execute(
         steps: list[Step] = []
         done = set(STAGES) if only else set[str]()
         for stage in stages:
-            step = _step(run, stage, done=done, verify=verify)
+            step = _step(run, stage, done=done, verify=verify and stage.name not in hashed)
             on_step(step)
             if step.state != "done":
                 on_step(replace(step, state="running"))
@@ -232,10 +233,10 @@ def _run_step(run: Run, stage: Stage, step: Step, *, report: Reporter, lock: int
     return replace(step, state="ran", seconds=round(time.monotonic() - began, 1))
 
 
-def _require_inputs(run: Run, name: str, *, verify: bool) -> None:
-    before = [step for step in plan(run, until=name, verify=verify)[:-1] if step.state != "done"]
-    if before:
-        told = [step for step in before if not step.why.startswith("waits for")]
+def _require_inputs(run: Run, name: str, before: Sequence[Step]) -> None:
+    undone = [step for step in before if step.state != "done"]
+    if undone:
+        told = [step for step in undone if not step.why.startswith("waits for")]
         found = "; ".join(f"{step.stage} is {step.state} ({step.why})" for step in told)
         raise InputError(f"{name} needs what comes before it done, found: {found}; run `{run.command}` first")
 

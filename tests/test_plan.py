@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from edgedistill import plan, stage_process, stages
+from edgedistill.core import needs
 from edgedistill.core.errors import InputError, MissingError, StageError
 from edgedistill.core.host import host_id
 from edgedistill.core.recipe import Recipe, load_recipe, shipped_recipes
-from edgedistill.core.runfolder import FOLDERS, SilentReporter, read_manifest, stage_state
+from edgedistill.core.runfolder import FOLDERS, SilentReporter, StageState, read_manifest, stage_state
 from edgedistill.core.target import all_targets
 
 
@@ -311,6 +312,36 @@ def is_gone(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def test_what_is_done_needs_nothing_any_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A finished run of graded answers, on a host that could not grade them."""
+    graded = 'task={kind="summarization"}'
+    use(monkeypatch)
+    run = plan.Run(quickstart(graded), tmp_path / "run")
+    monkeypatch.setattr(needs.importlib.util, "find_spec", lambda name: "found")
+    plan.execute(run, SilentReporter())
+    monkeypatch.setattr(needs.importlib.util, "find_spec", lambda name: None)
+    for verify in (False, True):
+        assert {step.state for step in plan.execute(run, SilentReporter(), verify=verify)} == {"done"}
+    stricter = replace(run, recipe=quickstart(graded, "gate.confidence=0.9"))
+    assert [step.state for step in plan.execute(stricter, SilentReporter(), only="gate")] == ["ran"]
+    (run.folder / FOLDERS["eval"] / "manifest.json").unlink()
+    with pytest.raises(MissingError, match="expected the package rouge_score to grade a summarization"):
+        plan.execute(run, SilentReporter())
+    assert plan.execute(run, SilentReporter(), until="bench")[-1].state == "done"
+
+
+def test_a_file_of_a_finished_stage_is_hashed_once(monkeypatch: pytest.MonkeyPatch, finished: plan.Run) -> None:
+    hashed: list[bool] = []
+
+    def counted(*, verify: bool, **named: object) -> StageState:
+        hashed.append(verify)
+        return stage_state(verify=verify, **named)
+
+    monkeypatch.setattr(plan, "stage_state", counted)
+    plan.execute(finished, SilentReporter(), verify=True)
+    assert hashed.count(True) == len(plan.STAGES)
 
 
 def test_a_second_process_on_a_run_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -163,8 +163,8 @@ def plan(reference: Reference, overrides: Set = None, runs_dir: RunsDir = RUNS, 
     from edgedistill.cli import show
 
     meant = stages.resolve(reference, tuple(overrides or ()), runs_dir=runs_dir)
-    stages.check(meant)
     steps = stages.plan(meant)
+    stages.check(meant, steps)
     _print(show.steps_json(steps) if as_json else show.steps_table(steps), as_json=as_json)
 
 

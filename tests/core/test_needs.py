@@ -66,7 +66,7 @@ def test_each_need_is_told_of_the_first_stage_that_has_it(
             refused.append((name, str(e)))
     assert refused[0][0] == stage and sentence in refused[0][1]
     with pytest.raises(InputError) as told:
-        plan.check(run)
+        plan.check(run, plan.plan(run))
     with pytest.raises(InputError) as stopped:
         plan.execute(run, SilentReporter())
     assert str(told.value) == str(stopped.value) == refused[0][1]
@@ -78,8 +78,11 @@ def test_what_is_there_or_not_asked_for_is_no_lack(tmp_path: Path) -> None:
         for stage in NEEDS:
             check_needs(load_recipe(path), stage)
     divided = {"gold": "gold.jsonl", "prompts": "p.jsonl", "split": {"valid": 0.1, "heldout": 0.1}}
-    plan.check(plan.Run(recipe(data=divided, teacher={"model": str(tmp_path), "adapt": {}}), tmp_path))
-    plan.check(plan.Run(recipe(data={"generator": "home-commands", "prompts": 4}), tmp_path), until="synth")
+    whole = recipe(data=divided, teacher={"model": str(tmp_path), "adapt": {}})
+    for stage in STAGES:
+        check_needs(whole, stage)
+    phase1 = plan.Run(recipe(data={"generator": "home-commands", "prompts": 4}), tmp_path)
+    plan.check(phase1, plan.plan(phase1, until="synth"))
 
 
 def test_grading_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
