@@ -14,11 +14,19 @@ from typing import Any
 
 from edgedistill.core.artifact import Manifest, content_digest
 from edgedistill.core.config import did_you_mean, validate_overridden
-from edgedistill.core.errors import InputError, StageError
+from edgedistill.core.errors import EdgeDistillError, InputError, StageError
 from edgedistill.core.files import read_json, write_json
-from edgedistill.core.needs import check_needs
+from edgedistill.core.needs import check_needs, lack_of
 from edgedistill.core.recipe import Recipe, find_recipe, load_recipe
-from edgedistill.core.runfolder import FOLDERS, LOCK_FILE, Reporter, StageState, read_manifest, stage_state
+from edgedistill.core.runfolder import (
+    COMMANDS,
+    FOLDERS,
+    LOCK_FILE,
+    Reporter,
+    StageState,
+    read_manifest,
+    stage_state,
+)
 from edgedistill.core.sequential import plan_looks
 from edgedistill.stage_process import run_in_process
 from edgedistill.stages import STAGES, Stage
@@ -39,21 +47,25 @@ class Run:
     source: Path | None = None
     asked: tuple[str, ...] = ()
 
-    @property
-    def command(self) -> str:
+    def command(self, name: str = "run") -> str:
         """The command that runs it, in the words it was asked for: its folder need not be there yet."""
-        return shlex.join(("edgedistill", "run", *(self.asked or (str(self.folder),))))
+        return shlex.join(("edgedistill", name, *(self.asked or (str(self.folder),))))
 
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of a plan: its state and why; `seconds` is what it took, None when it is not done."""
+    """A stage of a plan: its state and why; `seconds` is what it took, None when it is not done.
+
+    A stage that cannot run, for what the recipe leaves out or the host lacks, is `blocked`, and so is what needs it;
+    whoever asks for either is told the `refusal`.
+    """
 
     stage: str
     state: str
     why: str
     folder: Path
     seconds: float | None = None
+    refusal: EdgeDistillError | None = None
 
 
 def resolve(reference: str, overrides: tuple[str, ...] = (), *, runs_dir: Path = RUNS) -> Run:
@@ -89,12 +101,12 @@ def needed(until: str | None) -> list[Stage]:
     wanted = {until}
     for stage in reversed(STAGES.values()):
         if stage.name in wanted:
-            wanted |= {name.partition("/")[0] for name in stage.inputs}
+            wanted |= stage.sources
     return [stage for stage in STAGES.values() if stage.name in wanted]
 
 
 def plan(run: Run, *, until: str | None = None, verify: bool = False) -> list[Step]:
-    """What is done and what is not, and why; a stage whose inputs are not done yet waits for them.
+    """What is done, what is not and what cannot be, and why; a stage whose inputs are not done yet waits for them.
 
     Raises:
         InputError: a file or target that the recipe names is absent.
@@ -102,7 +114,8 @@ def plan(run: Run, *, until: str | None = None, verify: bool = False) -> list[St
     steps: list[Step] = []
     for stage in needed(until):
         done = {step.stage for step in steps if step.state == "done"}
-        steps.append(_step(run, stage, done=done, verify=verify))
+        step = _step(run, stage, done=done, verify=verify)
+        steps.append(step if step.state == "done" else _unless_blocked(run, stage, step, before=steps))
     return steps
 
 
@@ -110,8 +123,7 @@ def check(run: Run, steps: Sequence[Step]) -> None:
     """Hold the recipe against what every step that is not done will ask of it, so that none fails for that late.
 
     Raises:
-        InputError: a split, model or variant that a stage works on is not named, or not there.
-        MissingError: a stage needs a package that is not installed.
+        InputError: a split or model that a stage works on is not named, or not there.
     """
     for step in steps:
         if step.state != "done":
@@ -134,14 +146,18 @@ def execute(
     an accelerate configuration.
 
     Raises:
-        InputError: another process works on this run, a file or target that the recipe names is absent, or `only` names
-            a stage whose inputs are not done.
+        InputError: another process works on this run, the recipe lacks what a stage that is not done works on, or
+            `only` names a stage whose inputs are not done.
         MissingError: a stage that is not done needs a package that is not installed.
         StageError: a stage failed.
     """
     stages = [STAGES[only]] if only else needed(until)
     before = plan(run, until=only or until, verify=verify)
-    check(run, before[-1:] if only else before)  # what a late stage lacks is said before the first one begins
+    held = before[-1:] if only else before
+    check(run, held)  # what a late stage lacks is said before the first one begins
+    for step in held:
+        if step.refusal:
+            raise step.refusal
     if only:
         _require_inputs(run, only, before[:-1])
     hashed = {step.stage for step in before if step.state == "done"}
@@ -213,7 +229,7 @@ def _entry(name: str) -> Callable[..., Any]:
 
 def _step(run: Run, stage: Stage, *, done: set[str], verify: bool) -> Step:
     folder = run.folder / FOLDERS[stage.name]
-    waits = sorted({name.partition("/")[0] for name in stage.inputs} - done, key=list(STAGES).index)
+    waits = sorted(stage.sources - done, key=list(STAGES).index)
     if waits:
         stage.parameters(run.recipe)  # what is absent is said though nothing depends on it yet
         state = "stale" if (folder / "manifest.json").is_file() else "todo"
@@ -222,6 +238,26 @@ def _step(run: Run, stage: Stage, *, done: set[str], verify: bool) -> Step:
     seconds = manifest.seconds if found.state == "done" and (manifest := read_manifest(folder)) else None
     why = (_failure(folder) if found.state == "partial" else None) or found.why
     return Step(stage.name, found.state, why, folder, seconds)
+
+
+def _unless_blocked(run: Run, stage: Stage, step: Step, *, before: Sequence[Step]) -> Step:
+    """The step, blocked where its stage lacks something, or needs one of those `before` that is blocked."""
+    if lack := lack_of(run.recipe, stage.name):
+        refusal = type(lack)(f"{lack}, or run only {_lesser_commands(run)}")
+        return replace(step, state="blocked", why=str(refusal), refusal=refusal)
+    blocked = [one for one in before if one.refusal and one.stage in stage.sources]
+    if blocked:
+        why = f"needs {', '.join(one.stage for one in blocked)}"
+        return replace(step, state="blocked", why=why, refusal=blocked[0].refusal)
+    return step
+
+
+def _lesser_commands(run: Run) -> str:
+    """What can be run of a recipe that lacks something: the command that does most, then the names of the others."""
+    own = [stage for stage, command in COMMANDS.items() if command == stage]
+    able = [name for name in own if not any(lack_of(run.recipe, stage.name) for stage in needed(name))]
+    others = f" (or {', '.join(able[-2::-1])})" if able[1:] else ""
+    return f"`{run.command(able[-1])}`{others}"
 
 
 def _run_step(run: Run, stage: Stage, step: Step, *, report: Reporter, lock: int, launch: str | None = None) -> Step:
@@ -238,7 +274,7 @@ def _require_inputs(run: Run, name: str, before: Sequence[Step]) -> None:
     if undone:
         told = [step for step in undone if not step.why.startswith("waits for")]
         found = "; ".join(f"{step.stage} is {step.state} ({step.why})" for step in told)
-        raise InputError(f"{name} needs what comes before it done, found: {found}; run `{run.command}` first")
+        raise InputError(f"{name} needs what comes before it done, found: {found}; run `{run.command()}` first")
 
 
 def _source_of(folder: Path) -> Path | None:

@@ -32,6 +32,11 @@ class Stage:
     parameters: Parameters
     inputs: tuple[str, ...] = ()
 
+    @property
+    def sources(self) -> set[str]:
+        """Names of the stages that `inputs` are of."""
+        return {name.partition("/")[0] for name in self.inputs}
+
 
 def _data(recipe: Recipe) -> dict[str, Any]:
     sources = {name: recipe.data.sources(name) for name in SPLITS}

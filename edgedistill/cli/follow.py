@@ -122,7 +122,7 @@ def comparison_of(reference: str, *, runs_dir: Path) -> dict[str, Any]:
     run = plan.resolve(reference, runs_dir=runs_dir)
     path = run.folder / FOLDERS["gate"] / "comparison.json"
     if not path.is_file():
-        raise InputError(f"expected {path}, found none; run `{run.command}` first, to the end")
+        raise InputError(f"expected {path}, found none; run `{run.command()}` first, to the end")
     return read_json(path)
 
 

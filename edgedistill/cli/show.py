@@ -259,8 +259,8 @@ def _beside(text: str, change: float | None, unit: str) -> str:
 
 
 def _why(state: str, text: str) -> str:
-    """What changed can be a whole template; what failed is one sentence, and stays whole."""
-    return text if state == "partial" else _cut(text)
+    """What changed can be a whole template; why a stage failed or cannot run is one sentence, and stays whole."""
+    return text if state in ("partial", "blocked") else _cut(text)
 
 
 def _cut(text: str, width: int = 120) -> str:

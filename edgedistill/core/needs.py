@@ -1,4 +1,4 @@
-"""What a stage needs that its recipe does not have, told before the first stage begins and not hours later."""
+"""What a stage needs that its recipe or the host does not have, told before the first stage begins, not hours later."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from edgedistill.core.errors import InputError, MissingError
+from edgedistill.core.errors import EdgeDistillError, InputError, MissingError
 from edgedistill.core.kinds import KINDS
 from edgedistill.core.model_reference import require_reference
 from edgedistill.core.recipe import Recipe
@@ -15,13 +15,21 @@ GRADED_BY = ("rouge_score", "sacrebleu")
 
 
 def check_needs(recipe: Recipe, stage: str) -> None:
-    """Hold a recipe against what a stage will ask of it.
+    """Hold a recipe against what a stage will ask of it, but for what `lack_of` tells.
 
     Raises:
-        InputError: a split, a model or a variant that the stage works on is not named, or not there.
-        MissingError: the stage grades answers by a package that is not installed.
+        InputError: a split or a model that the stage works on is not named, or not there.
     """
     NEEDS.get(stage, lambda recipe: None)(recipe)
+
+
+def lack_of(recipe: Recipe, stage: str) -> EdgeDistillError | None:
+    """Why a stage cannot run of a recipe that is sound up to it, None where it can.
+
+    An InputError where the recipe leaves out what the stage works on, as one that is meant to stop earlier does; a
+    MissingError where the stage grades answers by a package that is not installed.
+    """
+    return LACKS.get(stage, lambda recipe: None)(recipe)
 
 
 def _data(recipe: Recipe) -> None:
@@ -59,26 +67,27 @@ def _train(recipe: Recipe) -> None:
         raise InputError("expected data.gold with train.gold = true, found none; give some, or leave train.gold out")
 
 
-def _eval(recipe: Recipe) -> None:
+def _eval(recipe: Recipe) -> EdgeDistillError | None:
     if not recipe.data.has("heldout"):
-        raise InputError(
+        return InputError(
             "expected held-out items to judge the models on, found none; set data.heldout, or data.split.heldout, in "
             "the recipe"
         )
     if recipe.task.kind is not None and KINDS[recipe.task.kind].graded:
         for package in GRADED_BY:
             if importlib.util.find_spec(package) is None:
-                raise MissingError(
+                return MissingError(
                     f"expected the package {package} to grade a {recipe.task.kind}, found it not installed; "
                     "pip install 'edgedistill[metrics]'"
                 )
+    return None
 
 
-def _bench(recipe: Recipe) -> None:
+def _bench(recipe: Recipe) -> EdgeDistillError | None:
     if not (recipe.export.variants or recipe.export.teacher_variants):
-        raise InputError("expected export.variants to measure, found none; name some, or run up to eval alone")
+        return InputError("expected export.variants to measure, found none; name some")
+    return None
 
 
-NEEDS: dict[str, Callable[[Recipe], None]] = {
-    "data": _data, "teacher": _teacher, "synth": _synth, "train": _train, "eval": _eval, "bench": _bench,
-}  # fmt: skip
+NEEDS: dict[str, Callable[[Recipe], None]] = {"data": _data, "teacher": _teacher, "synth": _synth, "train": _train}
+LACKS: dict[str, Callable[[Recipe], EdgeDistillError | None]] = {"eval": _eval, "bench": _bench}

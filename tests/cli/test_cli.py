@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +101,25 @@ def test_an_error_is_one_sentence_and_an_exit_code(
     assert not list(tmp_path.iterdir()), "a refused command wrote something"
     traced = call(*arguments, "--debug")
     assert "Traceback" in traced.stderr and traced.returncode == code
+
+
+def test_a_recipe_that_stops_early_has_a_plan_and_is_refused_as_a_whole(tmp_path: Path) -> None:
+    """The retention benchmark's, which stops at eval, beside data of its own."""
+    shutil.copy(TESTS.parent / "benchmarks" / "retention.toml", tmp_path)
+    for split in ("gold", "valid", "heldout"):
+        (tmp_path / f"{split}.jsonl").write_text("")
+    where = (str(tmp_path / "retention.toml"), "--set", 'task.labels=["a", "b"]', "--runs-dir", str(tmp_path / "runs"))
+    shown = call("plan", *where)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    states = [line.split()[:2] for line in shown.stdout.splitlines()[1:]]
+    assert states[:6] == [[stage, "todo"] for stage in ("data", "teacher", "synth", "train", "export", "eval")]
+    assert states[6:] == [["bench", "blocked"], ["gate", "blocked"]]
+    sentence = "expected export.variants to measure, found none; name some, or run only `edgedistill eval "
+    refused = call("run", *where)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    for text in (shown.stdout, refused.stderr):
+        assert sentence in text and f"--runs-dir {tmp_path / 'runs'}` (or export, train, synth)\n" in text
+    assert not (tmp_path / "runs").exists()
 
 
 def test_plan_and_status_speak_json(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from edgedistill import plan
 from edgedistill.core.config import validate
 from edgedistill.core.errors import InputError, MissingError
 from edgedistill.core.model_reference import hub_id
-from edgedistill.core.needs import NEEDS, check_needs
+from edgedistill.core.needs import check_needs, lack_of
 from edgedistill.core.recipe import Recipe, load_recipe, shipped_recipes
 from edgedistill.core.runfolder import SilentReporter
 from edgedistill.stages import STAGES
@@ -50,8 +50,6 @@ def recipe(**changed: Any) -> Recipe:
             "train.further_teachers.0.model: expected a model folder",
         ),
         ("train", {"train": {"gold": True}, "data": WHOLE | {"gold": 0}}, "expected data.gold with train.gold = true"),
-        ("eval", {"data": WHOLE | {"heldout": 0}}, "expected held-out items to judge the models on, found none; set"),
-        ("bench", {"export": {"variants": [], "release": [], "teacher_variants": []}}, "expected export.variants to"),
     ],
 )
 def test_each_need_is_told_of_the_first_stage_that_has_it(
@@ -75,22 +73,67 @@ def test_each_need_is_told_of_the_first_stage_that_has_it(
 
 def test_what_is_there_or_not_asked_for_is_no_lack(tmp_path: Path) -> None:
     for path in shipped_recipes().values():
-        for stage in NEEDS:
+        for stage in STAGES:
             check_needs(load_recipe(path), stage)
+            assert lack_of(load_recipe(path), stage) is None
     divided = {"gold": "gold.jsonl", "prompts": "p.jsonl", "split": {"valid": 0.1, "heldout": 0.1}}
     whole = recipe(data=divided, teacher={"model": str(tmp_path), "adapt": {}})
     for stage in STAGES:
         check_needs(whole, stage)
-    phase1 = plan.Run(recipe(data={"generator": "home-commands", "prompts": 4}), tmp_path)
-    plan.check(phase1, plan.plan(phase1, until="synth"))
+        assert lack_of(whole, stage) is None
 
 
-def test_grading_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+PHASE_1 = {"data": {"generator": "home-commands", "prompts": 4}}
+NO_HELDOUT = (
+    "expected held-out items to judge the models on, found none; set data.heldout, or data.split.heldout, in the recipe"
+)
+NO_VARIANTS = {"export": {"variants": [], "release": [], "teacher_variants": []}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "blocked", "refusal"),
+    [
+        (
+            PHASE_1,
+            {"eval": "", "gate": "needs eval"},
+            f"{NO_HELDOUT}, or run only `edgedistill bench x.toml` (or export, train, synth)",
+        ),
+        (
+            NO_VARIANTS,
+            {"bench": "", "gate": "needs bench"},
+            "expected export.variants to measure, found none; name some, or run only `edgedistill eval x.toml` (or "
+            "export, train, synth)",
+        ),
+        (
+            PHASE_1 | NO_VARIANTS,
+            {"eval": "", "bench": "expected export.variants to", "gate": "needs eval, bench"},
+            f"{NO_HELDOUT}, or run only `edgedistill export x.toml` (or train, synth)",
+        ),
+    ],
+)
+def test_a_recipe_that_is_meant_to_stop_early_has_a_plan_and_is_not_run_to_the_end(
+    tmp_path: Path, changed: dict[str, Any], blocked: dict[str, str], refusal: str
+) -> None:
+    run = plan.Run(recipe(**changed), tmp_path / "run", asked=("x.toml",))
+    steps = plan.plan(run)
+    plan.check(run, steps)
+    found = {step.stage: step.why for step in steps if step.state == "blocked"}
+    assert found.keys() == blocked.keys() and all(found[name].startswith(why) for name, why in blocked.items())
+    assert next(iter(found.values())) == refusal
+    for until, only in ((None, None), (next(iter(blocked)), None), (None, "gate")):
+        with pytest.raises(InputError) as stopped:
+            plan.execute(run, SilentReporter(), until=until, only=only)
+        assert str(stopped.value) == refusal
+    assert not run.folder.exists()
+    assert {step.state for step in plan.plan(run, until="export")} == {"todo"}
+
+
+def test_grading_needs_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     graded = recipe(task={"kind": "summarization"})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingError, match=r"expected the package rouge_score to grade a summarization, found it not"):
-        check_needs(graded, "eval")
-    check_needs(recipe(task={"kind": "math"}), "eval")
+        plan.execute(plan.Run(graded, tmp_path / "run"), SilentReporter())
+    assert lack_of(recipe(task={"kind": "math"}), "eval") is None
 
 
 def test_a_path_is_no_hub_id() -> None:
