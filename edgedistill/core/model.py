@@ -9,7 +9,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from edgedistill.core.metric import parse_quantity
 
 
-def _some_bytes(value: float | str) -> float | str:
+def some_bytes(value: float | str) -> float | str:
+    """The size as it is written.
+
+    Raises:
+        ValueError: it is no number of bytes from 1, and no text such as "150 MB".
+    """
     if parse_quantity(value, unit="bytes") < 1:
         raise ValueError("expected at least one byte, such as '150 MB'")
     return value
@@ -23,7 +28,7 @@ def _bytes_of(value: Any) -> Any:
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Size = Annotated[float | str, AfterValidator(_some_bytes)]  # kept as it is written: stages depend on that
+Size = Annotated[float | str, AfterValidator(some_bytes)]  # kept as it is written: stages depend on that
 InBytes = BeforeValidator(_bytes_of)  # lets a number of bytes be written as "150 MB", too
 
 

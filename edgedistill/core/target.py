@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from edgedistill.core.budget import Evidence
 from edgedistill.core.config import did_you_mean, load_toml, validate
 from edgedistill.core.errors import InputError
 from edgedistill.core.metric import parse_quantity
-from edgedistill.core.model import InBytes, Noun
+from edgedistill.core.model import InBytes, Noun, some_bytes
 from edgedistill.core.recipe import Name
 
 Runner = Literal["local", "constrained", "ssh", "adb", "gpu", "projected"]
@@ -33,7 +34,10 @@ SECRET = re.compile(r"passw|passphrase|secret|token|credential|api_?key|private_
 
 
 class Figure(Noun):
-    """A hardware figure: its value, how it is known, where and when it was read. A published one names its source."""
+    """A hardware figure: its value, how it is known, where and when it was read. A published one names its source.
+
+    The value of one called `…_bytes` is a number of bytes or a text such as "8 GB"; others may be in words.
+    """
 
     value: float | str
     provenance: Literal["measured", "published", "derived", "unverified", "this-host"]
@@ -125,11 +129,19 @@ class Target(Noun):
     @field_validator("figures")
     @classmethod
     def _bytes_are_bytes(cls, figures: dict[str, Figure]) -> dict[str, Figure]:
+        """Words would leave a memory unknown, and every model would fit it."""
+        wrong: list[InitErrorDetails] = []
         for name, figure in figures.items():
             try:
-                _number(name, figure)
+                if name.endswith("_bytes"):
+                    some_bytes(figure.value)
             except ValueError as e:
-                raise ValueError(f"{name}.value = {figure.value!r}: {e}") from None
+                words = not re.search(r"\d", str(figure.value))
+                advice = f"; give words another name, such as {name.removesuffix('_bytes')!r}" if words else ""
+                said = PydanticCustomError("size", "{told}", {"told": f"{e}{advice}"})
+                wrong.append(InitErrorDetails(type=said, loc=(name, "value"), input=figure.value))
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
         return figures
 
     @model_validator(mode="after")

@@ -119,8 +119,30 @@ def test_bytes_are_written_as_in_recipes() -> None:
     wrong = "expected a number or a text such as '150 MB'"
     assert refusal(limits={"memory_bytes": "2 XB"}).startswith(f"limits.memory_bytes: found '2 XB'; {wrong}")
     assert refusal(anchors=[ANCHOR | {"read_bytes": "x"}]).startswith(f"anchors.0.read_bytes: found 'x'; {wrong}")
-    figures["memory_bytes"]["value"] = "8 XB"
-    assert refusal(figures=figures).startswith(f"figures: memory_bytes.value = '8 XB': {wrong}")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("8 XB", "a number or a text such as '150 MB'; units are B, KB, MB, GB, KiB, MiB, GiB"),
+        (
+            "as much as the host has",
+            "a number or a text such as '150 MB'; units are B, KB, MB, GB, KiB, MiB, GiB; give words another name, "
+            "such as 'memory'",
+        ),
+        ("0 GB", "at least one byte, such as '150 MB'"),
+        (-1.0, "at least one byte, such as '150 MB'"),
+    ],
+)
+def test_a_figure_in_bytes_is_a_size_and_words_are_for_others(value: float | str, expected: str) -> None:
+    figures = {name: {"value": value, "provenance": "this-host"} for name in ("memory", "memory_bytes")}
+    said = f"figures.memory_bytes.value: found {value!r}; expected {expected}"
+    assert refusal(figures=figures) == said
+    both = {name: {"value": value, "provenance": "this-host"} for name in ("memory_bytes", "storage_bytes")}
+    with pytest.raises(
+        InputError, match=r"2 errors:\n  figures.memory_bytes.value: .*\n  figures.storage_bytes.value: "
+    ):
+        validate(Target, TARGET | {"figures": both}, source="board.toml")
 
 
 def test_an_anchor_has_a_speed_and_a_source() -> None:
