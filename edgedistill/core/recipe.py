@@ -119,13 +119,6 @@ class Recipe(Noun):
                 f'expected train.teacher = "cached" with teacher.engine = "{self.teacher.engine}", found "online", '
                 "which needs the teacher's weights"
             )
-        for identity, budget in self.budget.items():
-            relative = budget.max_ratio is not None or budget.min_ratio is not None
-            if relative and (budget.against == "teacher" or budget.against.startswith("teacher-")):
-                raise ValueError(
-                    f"budget.{identity}.against: expected a model that is measured here, found {budget.against!r}, "
-                    "which answers through an API; name another, such as 'untrained'"
-                )
         return self
 
     @model_validator(mode="after")
@@ -161,7 +154,8 @@ class Recipe(Noun):
             if self.bench.profile == "quick" and (full or budget.workload not in (None, *QUICK)):
                 what = budget.metric.value if full else f"the workload {budget.workload}"
                 raise ValueError(f'{place}: expected bench.profile = "full", which measures {what}, found "quick"')
-            if budget.against not in (known := (*self.models(), PREVIOUS)):
+            behind_api = self.teacher.is_api and budget.against in self._of_teacher()
+            if not behind_api and budget.against not in (known := (*self.models(), PREVIOUS)):
                 near = did_you_mean(budget.against, known)
                 raise ValueError(f"{place}.against = {budget.against!r} is no model of this run{near}")
             relative = budget.max_ratio is not None or budget.min_ratio is not None
@@ -169,20 +163,28 @@ class Recipe(Noun):
                 raise ValueError(
                     f"{place}.against: expected a model whose {budget.metric.value} is measured, such as "
                     f"{', '.join(self.models(budget.metric)[:3])}, found {budget.against!r}"
+                    f"{': the teacher is behind an API' if behind_api else ''}"
                 )
         return self
 
     def models(self, metric: Metric | None = None) -> tuple[str, ...]:
-        """Names of the models that a run makes, or of those whose `metric` it measures; the teacher comes first."""
-        artifacts = (*(f"teacher-{name}" for name in self.export.teacher_variants), *self.export.variants)
+        """Names of the models that a run has, or of those whose `metric` it measures; the teacher comes first.
+
+        A teacher behind an API is none of them.
+        """
+        teacher = () if self.teacher.is_api else self._of_teacher()
+        artifacts = (*teacher[1:], *self.export.variants)
         if metric in (Metric.KLD_NATS, Metric.TOP1_RATIO):  # taken against the float model
             return artifacts
         if metric is not None and METRICS[metric].source == "bench":
-            return ("teacher", *artifacts)
+            return (*teacher[:1], *artifacts)
         trained = {"student": True, "control": self.train.control, "gold": self.train.arms.gold}
         arms = (arm_name(arm, number + 1) for arm, there in trained.items() if there
                 for number in range(self.train.arms.seeds))  # fmt: skip
-        return ("teacher", *artifacts, "untrained", *arms)
+        return (*teacher[:1], *artifacts, "untrained", *arms)
+
+    def _of_teacher(self) -> tuple[str, ...]:
+        return ("teacher", *(f"teacher-{name}" for name in self.export.teacher_variants))
 
 
 def _require_targets(references: tuple[str, ...]) -> None:

@@ -83,13 +83,37 @@ def test_several_teachers_share_the_work_in_one_way() -> None:
         recipe(teacher=both, gate={"require_terms": True})
 
 
-def test_an_api_has_no_weights_to_cut_export_or_compare_with() -> None:
+def test_an_api_has_no_weights_to_cut() -> None:
     with pytest.raises(InputError, match=r"expected student.model with teacher.engine = \"openai\""):
         recipe(student={"cut": {"layers": 1}})
-    size = {"metric": "artifact_bytes", "max_ratio": 0.5}
-    with pytest.raises(InputError, match=r"budget.size.against: expected a model that is measured here, found 'teac"):
-        recipe(budget={"size": size})
-    assert recipe(budget={"size": size | {"against": "untrained"}, "most": {"metric": "artifact_bytes", "max": "1 MB"}})
+
+
+SIZE: dict[str, Any] = {"metric": "artifact_bytes"}
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [{"metric": "response_ms", "target": "local-cpu"}, SIZE, {"metric": "kld_nats"}, {"metric": "exact_match_ratio"}],
+)
+@pytest.mark.parametrize("against", ["teacher", "teacher-gguf-q4_0"])
+def test_what_a_budget_against_an_api_s_teacher_is_told_to_name_is_taken(metric: dict[str, Any], against: str) -> None:
+    limited = metric | {"max_ratio": 0.5}
+    with pytest.raises(InputError) as refused:
+        recipe(budget={"b": limited | {"against": against}})
+    head, line = str(refused.value).splitlines()
+    assert head == "recipe has 1 error:"
+    start = f"  budget.b.against: expected a model whose {metric['metric']} is measured, such as "
+    assert line.startswith(start) and line.endswith(f", found {against!r}: the teacher is behind an API")
+    named = line.removeprefix(start).partition(", found ")[0].split(", ")
+    assert len(named) == 3
+    for name in (*named, "previous"):
+        assert recipe(budget={"b": limited | {"against": name}}).budget["b"].against == name
+
+
+def test_an_absolute_budget_is_against_nothing_that_must_be_measured() -> None:
+    assert recipe(budget={"b": SIZE | {"max": "1 MB"}}).models()[0] == "gguf-f16"
+    with pytest.raises(InputError, match=r"budget.b.against = 'teachr' is no model of this run"):
+        recipe(budget={"b": SIZE | {"max": "1 MB", "against": "teachr"}})
 
 
 def test_a_gate_that_requires_terms_is_heard_before_anything_is_paid() -> None:
