@@ -84,7 +84,8 @@ def _eval(recipe: Recipe) -> EdgeDistillError | None:
 
 
 def _bench(recipe: Recipe) -> EdgeDistillError | None:
-    if not (recipe.export.variants or recipe.export.teacher_variants):
+    of_teacher = () if recipe.teacher.is_api else recipe.export.teacher_variants
+    if not (recipe.export.variants or of_teacher):
         return InputError("expected export.variants to measure, found none; name some")
     return None
 

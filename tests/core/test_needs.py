@@ -83,6 +83,7 @@ def test_what_is_there_or_not_asked_for_is_no_lack(tmp_path: Path) -> None:
         assert lack_of(whole, stage) is None
 
 
+API = {"model": "m", "engine": "openai"}
 PHASE_1 = {"data": {"generator": "home-commands", "prompts": 4}}
 NO_HELDOUT = (
     "expected held-out items to judge the models on, found none; set data.heldout, or data.split.heldout, in the recipe"
@@ -126,6 +127,12 @@ def test_a_recipe_that_is_meant_to_stop_early_has_a_plan_and_is_not_run_to_the_e
         assert str(stopped.value) == refusal
     assert not run.folder.exists()
     assert {step.state for step in plan.plan(run, until="export")} == {"todo"}
+
+
+def test_variants_of_a_teacher_behind_an_api_are_none_to_measure() -> None:
+    export = {"variants": [], "release": [], "teacher_variants": ["gguf-q4_0"]}
+    assert lack_of(recipe(export=export), "bench") is None
+    assert "expected export.variants" in str(lack_of(recipe(export=export, teacher=API), "bench"))
 
 
 def test_grading_needs_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
