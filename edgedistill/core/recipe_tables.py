@@ -47,7 +47,7 @@ class Synth(Noun):
     """
 
     label_gold: bool = True
-    batch_size: Positive = 128
+    batch_size: Positive = 512
     shard_size: Positive = 512
     kept: Literal["likeliest", "drawn"] = "likeliest"
     top_k: Annotated[int, Field(ge=1, le=255)] = 64

@@ -12,23 +12,19 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from edgedistill.core.errors import InputError
+from edgedistill.runtimes import hf_batch
 from edgedistill.runtimes.base import (
     Generation,
     check_batch,
     check_room,
     drawn_logprobs,
     finished,
-    shared_length,
     top_logprobs,
 )
 from edgedistill.runtimes.chat import refused_as
 from edgedistill.runtimes.memory import freed_memory_kept
 from edgedistill.runtimes.sources import check_folder
 
-BATCH_ROWS = 128  # prompts answered together; a matrix product of 128 rows is within a tenth of the CPU's bf16 peak
-BATCH_TOKENS = (
-    16_384  # cells of KV cache and prefill that one batch may take, so that long prompts come fewer at a time
-)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -68,6 +64,7 @@ class HfSession:
         }
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._cache = DynamicCache(config=model.config)
+        self._pages: bool | None = None  # whether the model answers as well from pages, once it was tried
 
     def reset(self) -> None:
         self._cache = DynamicCache(config=self.model.config)
@@ -95,69 +92,66 @@ class HfSession:
     ) -> list[Generation]:
         check_batch(batch, max_new_tokens=max_new_tokens, context=self.context, vocab=self.vocab)
         self.reset()
-        order = sorted(range(len(batch)), key=lambda i: -len(batch[i]))
-        done: dict[int, Generation] = {}
-        while order:
-            rows = max(1, min(BATCH_ROWS, BATCH_TOKENS // (len(batch[order[0]]) + max_new_tokens)))
-            chosen, order = order[:rows], order[rows:]
-            with freed_memory_kept():
-                answers = self._answer(
-                    [batch[i] for i in chosen], max_new_tokens=max_new_tokens, eos_ids=eos_ids, top_k=top_k_logprobs,
-                    drawn=drawn,
-                )  # fmt: skip
-            done.update(zip(chosen, answers, strict=True))
-        return [done[i] for i in range(len(batch))]
+        answers: list[list[int]] = [[] for _ in batch]
+        tops: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in batch]
+        look = drawn_logprobs if drawn else top_logprobs
+
+        def take(logits: torch.Tensor, whose: Sequence[int]) -> torch.Tensor:
+            logits = logits.float()
+            top = look(logits.numpy(), top_k_logprobs) if top_k_logprobs else None
+            tokens = torch.from_numpy(top[0][:, 0].astype(np.int64)) if top and not drawn else logits.argmax(-1)
+            for row, (prompt, token) in enumerate(zip(whose, tokens.tolist(), strict=True)):
+                answers[prompt].append(token)
+                if top:
+                    tops[prompt].append((top[0][row], top[1][row]))
+            return tokens
+
+        how = {"take": take, "ends": torch.tensor(sorted(eos_ids), dtype=torch.long), "max_new_tokens": max_new_tokens}
+        with freed_memory_kept():
+            if batch and self._pages_fit(max(map(len, batch)) + max_new_tokens):
+                with hf_batch.attending_in_pages(self.model):
+                    hf_batch.Refilled(self.model, forward=self._last, **how).run(batch)
+            else:
+                self._in_turns(batch, **how)
+        return [finished(answer, top, eos_ids=eos_ids) for answer, top in zip(answers, tops, strict=True)]
 
     def close(self) -> None:
         del self.model, self._cache
 
-    def _last(self, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    def _pages_fit(self, cells: int) -> bool:
+        if not hf_batch.keeps_all(self.model, cells=cells):
+            return False
+        if self._pages is None:
+            self._pages = hf_batch.pages_fit(self.model, self._last)
+        return self._pages
+
+    def _last(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Logits of each row's last position, `[rows, vocab]`."""
         keep = {"logits_to_keep": 1} if self._keeps else {}
-        return self.model(ids, use_cache=True, **keep, **inputs).logits[:, -1]
+        return self.model(input_ids, use_cache=True, **keep, **inputs).logits[:, -1]
 
-    def _answer(
-        self, prompts: list[list[int]], *, max_new_tokens: int, eos_ids: frozenset[int], top_k: int, drawn: bool
-    ) -> list[Generation]:
-        """One batch: the common beginning once, the rest left-padded; ended rows leave, an eighth at a time."""
-        cache = DynamicCache(config=self.model.config)
-        shared = shared_length(prompts)
-        if shared:
-            self._last(torch.tensor([prompts[0][:shared]]), past_key_values=cache)
-            cache.batch_repeat_interleave(len(prompts))
-        width = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), width - shared, dtype=torch.long)
-        mask = torch.ones(len(prompts), width + max_new_tokens, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt[shared:])
-            mask[row, shared : shared + width - len(prompt)] = 0
-        positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)[:, shared:]
-        rows = torch.arange(len(prompts))  # which prompt each row of the batch answers
-        ends = torch.tensor(sorted(eos_ids), dtype=torch.long)
-        answers: list[list[int]] = [[] for _ in prompts]
-        tops: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in prompts]
-        live = torch.ones(len(prompts), dtype=torch.bool)
-        for step in range(max_new_tokens):
-            logits = self._last(
-                ids, attention_mask=mask[:, : width + step], position_ids=positions, past_key_values=cache
-            ).float()
-            look = drawn_logprobs if drawn else top_logprobs
-            top = look(logits.numpy(), top_k) if top_k else None
-            token = torch.from_numpy(top[0][:, 0].astype(np.int64)) if top and not drawn else logits.argmax(-1)
-            for row, (prompt, chosen, alive) in enumerate(
-                zip(rows.tolist(), token.tolist(), live.tolist(), strict=True)
-            ):
-                if alive:
-                    answers[prompt].append(chosen)
-                    if top:
-                        tops[prompt].append((top[0][row], top[1][row]))
-            live &= ~torch.isin(token, ends)
-            left = int(live.sum())
-            if not left:
-                break
-            ids, positions = token[:, None], positions[:, -1:] + 1
-            if left <= len(live) * 7 // 8:
-                keep = live.nonzero()[:, 0]
-                cache.batch_select_indices(keep)
-                ids, positions, mask, rows, live = ids[keep], positions[keep], mask[keep], rows[keep], live[keep]
-        return [finished(answer, top, eos_ids=eos_ids) for answer, top in zip(answers, tops, strict=True)]
+    def _in_turns(
+        self, batch: Sequence[list[int]], *, take: hf_batch.Take, ends: torch.Tensor, max_new_tokens: int
+    ) -> None:
+        """Batch after batch, for models that keep more than keys and values: rows that end leave, none comes in."""
+        order = sorted(range(len(batch)), key=lambda i: -len(batch[i]))
+        while order:
+            cells = len(batch[order[0]]) + max_new_tokens
+            rows = max(1, min(hf_batch.BATCH_ROWS, hf_batch.PREFILL_TOKENS // cells))
+            whose, order = order[:rows], order[rows:]
+            cache = DynamicCache(config=self.model.config)
+            inputs = hf_batch.padded([batch[i] for i in whose], shared=0)
+            for _ in range(max_new_tokens):
+                tokens = take(self._last(**inputs, past_key_values=cache), whose)
+                stay = torch.isin(tokens, ends, invert=True).nonzero()[:, 0]
+                if not len(stay):
+                    break
+                if len(stay) < len(whose):
+                    cache.reorder_cache(stay)
+                    inputs = {name: value[stay] for name, value in inputs.items()}
+                    whose, tokens = [whose[row] for row in stay.tolist()], tokens[stay]
+                inputs = {
+                    "input_ids": tokens[:, None],
+                    "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1),
+                    "position_ids": inputs["position_ids"][:, -1:] + 1,
+                }

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from edgedistill.core.errors import InputError
-from edgedistill.runtimes import hf, llamacpp, onnx
+from edgedistill.runtimes import hf_batch, llamacpp, onnx
 from edgedistill.runtimes.base import Session, decode, open_session, shared_length, top_logprobs
 from edgedistill.runtimes.gguf_model import check_gguf
 
@@ -94,7 +94,7 @@ def test_batched_answers_are_the_single_ones(engine: str, sessions, reference, m
     """Small batches, so that rows leave, are begun anew, and sequences are refilled many times."""
     monkeypatch.setattr(llamacpp, "PARALLEL", 3)
     monkeypatch.setattr(onnx, "BATCH_ROWS", 4)
-    monkeypatch.setattr(hf, "BATCH_ROWS", 8)
+    monkeypatch.setattr(hf_batch, "BATCH_ROWS", 8)
     session, prompts = sessions[engine], prompts_of(24, seed=1) + prompts_of(8, seed=2, longest=2)
     ends = frozenset({2, *range(40)})
     expected = [greedy(reference, prompt, steps=12, ends=ends) for prompt in prompts]

@@ -1,0 +1,339 @@
+"""Answers of many prompts at once from a transformers model on the CPU: rows are refilled, keys and values are paged.
+
+Rows that end make room for prompts that wait (continuous batching, Yu et al. 2022, "Orca", OSDI), so that the matrix
+products stay as large as they can be; what is cached lies in pages (Kwon et al. 2023, https://arxiv.org/abs/2309.06180),
+so that a short row takes no more than it needs and nothing is copied from step to step; and the query heads that share
+keys and values meet them in one product, which all pages of all rows are part of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from edgedistill.runtimes.base import shared_length
+
+BATCH_ROWS = 128  # prompts answered together; a matrix product of 128 rows is within a tenth of the CPU's bf16 peak
+PREFILL_TOKENS = 16_384  # padded ones, that one pass over new prompts may take
+FEW_TOKENS = 512  # up to which a pass over prompts of any lengths is one
+CACHE_BYTES = 1 << 30  # of keys and values, so that long prompts are fewer at a time
+PAGE = 32  # tokens
+LEAST_NEW = 8  # new rows come in when they are one for so many that are there
+ALIKE = 0.3  # of the logits' norm: more than bf16 rounds in another order, far less than what is wrong
+PAGED = "edgedistill_paged"
+
+Forward = Callable[..., torch.Tensor]  # the model's inputs to the logits of each row's last position, [rows, vocab]
+Take = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]  # logits and whose they are to the tokens that are chosen
+
+
+@dataclass(frozen=True)
+class Step:
+    """One new token of each live row: where it is kept, and whose the pages are.
+
+    `at` are page and place in it, `[rows]` each; `owner` is the row of every page in use, `[used]`, and `mask` which of
+    its places count, `[used, 1, 1, PAGE]` in float32.
+    """
+
+    at: tuple[torch.Tensor, torch.Tensor]
+    owner: torch.Tensor
+    mask: torch.Tensor
+
+
+class PagedLayer(CacheLayerMixin):
+    """A layer's keys and values, `[pages, groups, PAGE, size]` each, which all rows share; page 0 is nobody's, zeros.
+
+    A model is handed a stand-in of the right shape, of no numbers, which `paged_attention` knows the layer by.
+    """
+
+    def __init__(self, like: CacheLayerMixin, *, pages: int) -> None:
+        super().__init__()
+        # Zeros: what nobody wrote is masked out, but NaN would come through.
+        self.pages = [kept.new_zeros(pages, kept.shape[1], PAGE, kept.shape[3]) for kept in kept_of(like)]
+        self.step: Step | None = None
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing is left to do."""
+
+    def write(self, at: tuple[torch.Tensor, torch.Tensor], keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keep `[cells, groups, size]` at these pages and places in them."""
+        for pages, new in zip(self.pages, (keys, values), strict=True):
+            pages[at[0], :, at[1]] = new
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **named: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.step is not None
+        self.write(self.step.at, key_states[:, :, 0], value_states[:, :, 0])
+        handed = key_states.new_full((), torch.nan).expand_as(key_states)
+        handed.of_layer = self  # type: ignore[attr-defined]
+        return handed, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **named: Any,
+) -> tuple[torch.Tensor, None]:
+    """As transformers' `sdpa`; where `key` stands in for pages, of one query position, `[rows, heads, 1, size]`.
+
+    All pages in use are read once where they lie, in one product, as bringing a row's together takes as long again;
+    what each adds to its row's answer is brought to the row's softmax, in float32 (Dao et al. 2023, "Flash-Decoding").
+    `[rows, 1, heads, size]` comes back.
+    """
+    layer: PagedLayer | None = getattr(key, "of_layer", None)
+    if layer is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **named)
+    assert layer.step is not None
+    owner, used = layer.step.owner, len(layer.step.owner)
+    keys, values = (pages[:used].flatten(0, 1) for pages in layer.pages)
+    rows, heads, _, size = query.shape
+    groups = len(keys) // used
+    asked = query.view(rows, groups, heads // groups, size) * (size**-0.5 if scaling is None else scaling)
+    scores = asked.index_select(0, owner).flatten(0, 1) @ keys.transpose(1, 2)
+    scores = scores.float().view(used, groups, heads // groups, PAGE) + layer.step.mask
+    none, highest = scores.new_zeros(rows, groups, heads // groups), scores.amax(-1)
+    whose = owner[:, None, None].expand_as(highest)
+    highest = none.scatter_reduce(0, whose, highest, "amax", include_self=False)
+    weights = (scores - highest.index_select(0, owner)[..., None]).exp_()
+    total = none.index_add(0, owner, weights.sum(-1))
+    found = (weights.to(values.dtype).flatten(0, 1) @ values).float().view(used, groups, heads // groups, -1)
+    found = found.new_zeros(rows, *found.shape[1:]).index_add_(0, owner, found) / total[..., None]
+    return found.to(query.dtype).view(rows, 1, heads, -1), None
+
+
+AttentionInterface.register(PAGED, paged_attention)
+AttentionMaskInterface.register(PAGED, sdpa_mask)
+
+
+@contextlib.contextmanager
+def attending_in_pages(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model that attends by `sdpa` do so by `paged_attention`."""
+    model.set_attn_implementation(PAGED)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("sdpa")
+
+
+def keeps_all(model: PreTrainedModel, *, cells: int) -> bool:
+    """Whether the model attends by `sdpa` to the keys and values of all `cells` tokens: no states, no windows."""
+    layers = DynamicCache(config=model.config).layers
+    text = model.config.get_text_config(decoder=True)
+    return (
+        model.config._attn_implementation == "sdpa"
+        and len(layers) == text.num_hidden_layers
+        and all(
+            type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= cells)
+            for layer in layers
+        )
+    )
+
+
+def pages_fit(model: PreTrainedModel, forward: Forward) -> bool:
+    """Whether pages give what the model's own cache does, tried by one step; a model may do what none foresaw."""
+    prompt = [number * model.config.get_text_config(decoder=True).vocab_size // 8 for number in range(1, 8)]
+    own = DynamicCache(config=model.config)
+    forward(input_ids=torch.tensor([prompt]), past_key_values=own)
+    expected = forward(input_ids=torch.tensor([prompt[:1]]), past_key_values=own)
+    seen: list[torch.Tensor] = []
+
+    def take(logits: torch.Tensor, whose: Sequence[int]) -> torch.Tensor:
+        seen.append(logits)
+        return torch.full((len(whose),), prompt[0])
+
+    with attending_in_pages(model):
+        none = torch.zeros(0, dtype=torch.long)
+        Refilled(model, forward=forward, take=take, ends=none, max_new_tokens=2).run([prompt, prompt])
+    return bool((seen[-1][:1] - expected).norm() <= ALIKE * expected.norm())
+
+
+@dataclass
+class Row:
+    """Which prompt a live row answers, the pages that it has, and how many it may come to have."""
+
+    prompt: int
+    pages: list[int]
+    most: int
+
+
+class Refilled:
+    """Greedy answers of one model to all prompts, longest first, so that those padded together are of like length.
+
+    `forward` gives the logits of each row's last position; `take` is told whose they are and gives the chosen tokens.
+    An answer ends with one of `ends` or after `max_new_tokens`.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, forward: Forward, take: Take, ends: torch.Tensor, max_new_tokens: int
+    ) -> None:
+        self.model, self.forward, self.take = model, forward, take
+        self.ends, self.max_new_tokens = ends, max_new_tokens
+        self.layers: list[PagedLayer] = []
+        self.free: list[int] = []  # a heap of pages: the lowest are taken first, as all up to the last used are read
+        self.unclaimed = 0  # pages that no live row may come to need
+        self.rows: list[Row] = []
+        self.lengths = self.tokens = self.left = torch.zeros(0, dtype=torch.long)  # cells, last token, tokens to come
+
+    def run(self, prompts: Sequence[list[int]]) -> None:
+        """Answer `prompts`; nothing is returned, `take` has had it all."""
+        waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
+        shared, begun = self._begin(prompts)
+        while waiting or self.rows:
+            if self._room(prompts, waiting) * LEAST_NEW >= max(1, len(self.rows)):
+                while self._room(prompts, waiting):
+                    self._admit(prompts, waiting, shared=shared, begun=begun)
+            if self.rows:
+                self._step()
+
+    def _begin(self, prompts: Sequence[list[int]]) -> tuple[int, DynamicCache]:
+        """How many tokens all prompts begin with, and the cache after them; of one token where they share none."""
+        begun, shared = DynamicCache(config=self.model.config), shared_length(list(prompts))
+        self.forward(input_ids=torch.tensor([prompts[0][: max(1, shared)]]), past_key_values=begun)
+        bytes_of_page = PAGE * sum(
+            kept.shape[1] * kept.shape[3] * kept.element_size() for layer in begun.layers for kept in kept_of(layer)
+        )
+        needs = sorted(map(self._need, prompts), reverse=True)
+        pages = min(sum(needs[:BATCH_ROWS]), max(needs[0], CACHE_BYTES // bytes_of_page))
+        self.layers = [PagedLayer(layer, pages=pages + 1) for layer in begun.layers]
+        self.free, self.unclaimed = list(range(1, pages + 1)), pages
+        return shared, begun
+
+    def _need(self, prompt: Sequence[int]) -> int:
+        """Pages for a prompt and an answer of full length."""
+        return -(-(len(prompt) + self.max_new_tokens) // PAGE)
+
+    def _room(self, prompts: Sequence[list[int]], waiting: deque[int]) -> int:
+        """How many of the prompts that wait may come in."""
+        room, left = 0, self.unclaimed
+        for prompt in waiting:
+            left -= self._need(prompts[prompt])
+            if left < 0 or len(self.rows) + room == BATCH_ROWS:
+                break
+            room += 1
+        return room
+
+    def _admit(self, prompts: Sequence[list[int]], waiting: deque[int], *, shared: int, begun: DynamicCache) -> None:
+        """Read the next prompts, take the first token of their answers, and give rows to those that go on."""
+        room, widest = self._room(prompts, waiting), len(prompts[waiting[0]])
+        chosen = [waiting.popleft()]
+        while len(chosen) < room and _goes_with(len(prompts[waiting[0]]), widest, of=len(chosen)):
+            chosen.append(waiting.popleft())
+        cache = DynamicCache(config=self.model.config)
+        if shared:
+            for number, layer in enumerate(begun.layers):
+                cache.update(*(kept.expand(len(chosen), -1, -1, -1) for kept in kept_of(layer)), number)
+        inputs = padded([prompts[i] for i in chosen], shared=shared)
+        tokens = self.take(self.forward(**inputs, past_key_values=cache), chosen)
+        going = torch.isin(tokens, self.ends, invert=True) & (self.max_new_tokens > 1)
+        new = [self._row(i, prompts[i]) for i, goes in zip(chosen, going.tolist(), strict=True) if goes]
+        lengths = torch.tensor([len(prompts[row.prompt]) for row in new], dtype=torch.long)
+        if new:
+            read = (inputs["attention_mask"].bool() & going[:, None]).flatten()
+            cells = [_cells(row.pages, length) for row, length in zip(new, lengths.tolist(), strict=True)]
+            pages, places = (torch.cat(parts) for parts in zip(*cells, strict=True))
+            for layer, found in zip(self.layers, cache.layers, strict=True):
+                layer.write((pages, places), *(kept.transpose(1, 2).flatten(0, 1)[read] for kept in kept_of(found)))
+        self.rows += new
+        self.lengths = torch.cat([self.lengths, lengths])
+        self.tokens = torch.cat([self.tokens, tokens[going]])
+        self.left = torch.cat([self.left, torch.full_like(lengths, self.max_new_tokens - 1)])
+
+    def _row(self, number: int, prompt: Sequence[int]) -> Row:
+        most = self._need(prompt)
+        self.unclaimed -= most
+        return Row(number, [heappop(self.free) for _ in range(-(-len(prompt) // PAGE))], most)
+
+    def _step(self) -> None:
+        """One token more for every live row."""
+        step = self._next()
+        for layer in self.layers:
+            layer.step = step
+        nothing = torch.zeros(
+            len(self.rows), 1, 1, 1, dtype=self.model.dtype
+        )  # a mask of four dimensions is left alone
+        logits = self.forward(
+            input_ids=self.tokens[:, None], attention_mask=nothing, position_ids=self.lengths[:, None],
+            past_key_values=Cache(layers=list(self.layers)),
+        )  # fmt: skip
+        self.tokens = self.take(logits, [row.prompt for row in self.rows])
+        self.lengths, self.left = self.lengths + 1, self.left - 1
+        stay = torch.isin(self.tokens, self.ends, invert=True) & (self.left > 0)
+        if stay.all():
+            return
+        for row, stays in zip(self.rows, stay.tolist(), strict=True):
+            if not stays:
+                self.unclaimed += row.most
+                for page in row.pages:
+                    heappush(self.free, page)
+        self.rows = [row for row, stays in zip(self.rows, stay.tolist(), strict=True) if stays]
+        self.lengths, self.tokens, self.left = (kept[stay] for kept in (self.lengths, self.tokens, self.left))
+
+    def _next(self) -> Step:
+        """Make room for one token more of each row, and say who looks where."""
+        lengths = self.lengths.tolist()
+        for row, length in zip(self.rows, lengths, strict=True):
+            if length == len(row.pages) * PAGE:
+                row.pages.append(heappop(self.free))
+        pages = torch.tensor([page for row in self.rows for page in row.pages])
+        owner, counting = torch.zeros(2, int(pages.max()) + 1, dtype=torch.long)
+        owner[pages] = torch.tensor([number for number, row in enumerate(self.rows) for _ in row.pages])
+        at = torch.tensor([row.pages[-1] for row in self.rows]), self.lengths % PAGE
+        counting[pages] = PAGE  # all but the last page of a row are full
+        counting[at[0]] = at[1] + 1
+        mask = torch.zeros(len(owner), 1, 1, PAGE)
+        mask.masked_fill_(torch.arange(PAGE) >= counting[:, None, None, None], -torch.inf)
+        return Step(at, owner, mask)
+
+
+def _cells(pages: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Page and place in it of each of a row's `count` first cells."""
+    return torch.tensor(pages).repeat_interleave(PAGE)[:count], torch.arange(count) % PAGE
+
+
+def _goes_with(length: int, widest: int, *, of: int) -> bool:
+    """Whether one prompt more may be padded to the longest of a pass over `of` prompts."""
+    tokens = (of + 1) * widest
+    return tokens <= FEW_TOKENS or (tokens <= PREFILL_TOKENS and length * 8 >= widest * 7)
+
+
+def padded(prompts: Sequence[list[int]], *, shared: int) -> dict[str, torch.Tensor]:
+    """The model's inputs for what follows the `shared` first tokens, padded on the left: `[rows, width - shared]`."""
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width - shared, dtype=torch.long)
+    mask = torch.ones(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        gap = width - len(prompt)
+        ids[row, gap:] = torch.tensor(prompt[shared:])
+        mask[row, shared : shared + gap] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def kept_of(layer: CacheLayerMixin) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's keys and values, `[rows, groups, cells, size]` each."""
+    assert layer.keys is not None and layer.values is not None
+    return layer.keys, layer.values

@@ -1,0 +1,156 @@
+"""Rows that are refilled and keys that lie in pages change no answer, whatever the model, lengths and memory."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from edgedistill.runtimes import hf_batch
+from edgedistill.runtimes.hf import HfSession
+
+VOCAB = 160
+ENDS = frozenset(range(12))
+SMALL = {
+    "vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
+PAGED = {
+    "llama": {},
+    "qwen2": {"num_key_value_heads": 6},
+    "qwen3": {"head_dim": 16, "num_key_value_heads": 1},
+    "phi3": {"sliding_window": 400},
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "gpt2": {"n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 512},
+}
+IN_TURNS = {
+    "mistral": {"sliding_window": 16},
+    "gemma3_text": {
+        "sliding_window": 16,
+        "head_dim": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "initializer_range": 0.05,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+}
+
+
+EXPANDED = {"deepseek_v3": LATENT | {"num_key_value_heads": 6, "first_k_dense_replace": 2}}  # after the cache
+
+
+def model_of(kind: str, settings: dict[str, object], *, attention: str = "sdpa") -> PreTrainedModel:
+    torch.manual_seed(5)
+    config = AutoConfig.for_model(kind, **(SMALL | settings))
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+
+
+def prompts_of(count: int, *, longest: int, seed: int = 0) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[draw.randrange(VOCAB) for _ in range(draw.randint(1, longest))] for _ in range(count)]
+
+
+def alone(model: PreTrainedModel, prompt: list[int], *, steps: int) -> list[int]:
+    """The greedy answer by passes over the whole sequence, without any cache."""
+    answer: list[int] = []
+    with torch.inference_mode():
+        while len(answer) < steps and not (answer and answer[-1] in ENDS):
+            answer.append(int(model(torch.tensor([prompt + answer]), use_cache=False).logits[0, -1].argmax()))
+    return answer
+
+
+@pytest.mark.parametrize("kind", [*PAGED, *EXPANDED, *IN_TURNS])
+def test_answers_of_many_are_those_of_one(kind: str, monkeypatch):
+    monkeypatch.setattr(hf_batch, "BATCH_ROWS", 5)
+    session = HfSession(model_of(kind, (PAGED | EXPANDED | IN_TURNS)[kind]), context=200)
+    prompts = prompts_of(17, longest=70)
+    expected = [alone(session.model, prompt, steps=40) for prompt in prompts]
+    assert len({len(ids) for ids in expected}) > 4
+    answers = session.generate(prompts, max_new_tokens=40, eos_ids=ENDS)
+    assert session._pages is (None if kind in IN_TURNS else kind in PAGED)
+    assert [a.ids for a in answers] == expected
+    assert session.model.config._attn_implementation == "sdpa"
+
+
+def test_little_memory_only_makes_prompts_wait(monkeypatch):
+    model = model_of("llama", {})
+    prompts = prompts_of(12, longest=90)
+    expected = [alone(model, prompt, steps=30) for prompt in prompts]
+    rows: list[int] = []
+    step = hf_batch.Refilled._step
+    monkeypatch.setattr(hf_batch.Refilled, "_step", lambda self: rows.append(len(self.rows)) or step(self))
+    bytes_of_page = 2 * 2 * 2 * 8 * hf_batch.PAGE * 4  # layers, keys and values, groups, size
+    most = []
+    for pages in (1, 9, 10**6):
+        monkeypatch.setattr(hf_batch, "CACHE_BYTES", pages * bytes_of_page)
+        session = HfSession(model, context=200)
+        assert [a.ids for a in session.generate(prompts, max_new_tokens=30, eos_ids=ENDS)] == expected
+        rows.clear()
+        session.generate(prompts, max_new_tokens=30, eos_ids=frozenset())
+        most.append(max(rows))
+    assert most[0] < most[1] < most[2] == len(prompts)
+
+
+def test_pages_are_given_back_and_rows_refilled(monkeypatch):
+    monkeypatch.setattr(hf_batch, "BATCH_ROWS", 4)
+    session = HfSession(model_of("llama", {}), context=200)
+    left, fed = [], []
+    run, admit = hf_batch.Refilled.run, hf_batch.Refilled._admit
+
+    def watched(self, prompts):
+        run(self, prompts)
+        left.append((sorted(self.free), self.unclaimed, self.layers[0].pages[0]))
+
+    monkeypatch.setattr(hf_batch.Refilled, "run", watched)
+    monkeypatch.setattr(
+        hf_batch.Refilled, "_admit", lambda self, *a, **b: fed.append(len(self.rows)) or admit(self, *a, **b)
+    )
+    session.generate(prompts_of(15, longest=40), max_new_tokens=30, eos_ids=ENDS)
+    free, unclaimed, pages = left[-1]
+    assert free == list(range(1, len(pages))) and unclaimed == len(free)
+    assert any(0 < rows < 4 for rows in fed), "nobody came in beside others"
+    assert not pages[0].any(), "the page that is nobody's was written"
+
+
+def test_a_common_beginning_is_read_once(monkeypatch):
+    session = HfSession(model_of("llama", {}), context=200)
+    start = prompts_of(1, longest=60, seed=3)[0] + [7] * 40
+    prompts = [start + rest for rest in prompts_of(9, longest=30, seed=4)]
+    fed: list[int] = []
+    last = session._last
+    monkeypatch.setattr(session, "_last", lambda input_ids, **a: fed.append(input_ids.numel()) or last(input_ids, **a))
+    answers = session.generate(prompts, max_new_tokens=20, eos_ids=ENDS)
+    assert [a.ids for a in answers] == [alone(session.model, prompt, steps=20) for prompt in prompts]
+    assert sum(fed) < len(start) + 10 * 30 + 10 * 20 + 30
+
+
+def test_bfloat16_from_pages_is_as_near_as_without():
+    model = model_of("llama", {})
+    prompts = prompts_of(6, longest=60)
+    whole = [a.top_logprobs[0] for a in HfSession(model, context=200).generate(
+        prompts, max_new_tokens=2, eos_ids=frozenset(), top_k_logprobs=VOCAB)]  # fmt: skip
+    half = HfSession(model_of("llama", {}).to(torch.bfloat16), context=200)
+    answers = half.generate(prompts, max_new_tokens=2, eos_ids=frozenset(), top_k_logprobs=VOCAB)
+    assert half._pages
+    for answer, expected in zip(answers, whole, strict=True):
+        assert np.abs(answer.top_logprobs[0] - expected).max() < 0.3
+
+
+def test_what_pages_cannot_serve_goes_in_turns(monkeypatch):
+    """Other attention than `sdpa`, and a model that does to keys what the stand-in for them does not survive."""
+    prompts = prompts_of(6, longest=30)
+    eager = HfSession(model_of("llama", {}, attention="eager"), context=200)
+    expected = [alone(eager.model, prompt, steps=10) for prompt in prompts]
+    assert [a.ids for a in eager.generate(prompts, max_new_tokens=10, eos_ids=ENDS)] == expected
+    assert eager._pages is None
+    update = hf_batch.PagedLayer.update
+    monkeypatch.setattr(
+        hf_batch.PagedLayer, "update", lambda self, *a, **b: tuple(kept * 1 for kept in update(self, *a, **b))
+    )
+    odd = HfSession(model_of("llama", {}), context=200)
+    assert [a.ids for a in odd.generate(prompts, max_new_tokens=10, eos_ids=ENDS)] == expected
+    assert odd._pages is False
