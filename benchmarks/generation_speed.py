@@ -231,7 +231,9 @@ def local(*, rounds: int) -> dict[str, Any]:
     said = (
         read_jsonl(DATA) if DATA.is_file() else sys.exit(f"expected Dolly in {DATA}, found none; see the README there")
     )
-    texts = [chat.render(tokenizer, [Message(role="user", content=row["instruction"])]) for row in said[:192]]
+    template = chat.template_of(tokenizer)
+    asked = ([Message(role="user", content=row["instruction"])] for row in said[:192])
+    texts = [chat.render(tokenizer, messages, template=template) for messages in asked]
     short = [f"Write one sentence about the number {i} and the town of Ghent." for i in range(64)]
     works = {
         "open": Work(_sorted(tokenizer, texts), 192, frozenset(chat.end_ids(source.folder))),
