@@ -31,6 +31,7 @@ PAGE = 32  # tokens
 LEAST_NEW = 8  # new rows come in when they are one for so many that are there
 ALIKE = 0.3  # of the logits' norm: more than bf16 rounds in another order, far less than what is wrong
 PAGED = "edgedistill_paged"
+BY_LONGEST = ("longrope", "dynamic")  # types of rotary embedding whose frequencies are those of a batch's longest row
 
 Forward = Callable[..., torch.Tensor]  # the model's inputs to the logits of each row's last position, [rows, vocab]
 Take = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]  # logits and whose they are to the tokens that are chosen
@@ -140,12 +141,16 @@ def attending_in_pages(model: PreTrainedModel) -> Iterator[None]:
 
 
 def keeps_all(model: PreTrainedModel, *, cells: int) -> bool:
-    """Whether the model attends by `sdpa` to the keys and values of all `cells` tokens: no states, no windows."""
+    """Whether the model attends by `sdpa` to the keys and values of all `cells` tokens: no states, no windows.
+
+    Nor may a row's rotary frequencies depend on the longest beside it, as transformers has them for long contexts.
+    """
     layers = DynamicCache(config=model.config).layers
     text = model.config.get_text_config(decoder=True)
     return (
         model.config._attn_implementation == "sdpa"
         and len(layers) == text.num_hidden_layers
+        and not any(kind in str(getattr(text, "rope_parameters", None)) for kind in BY_LONGEST)
         and all(
             type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= cells)
             for layer in layers

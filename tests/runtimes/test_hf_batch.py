@@ -76,6 +76,14 @@ def test_answers_of_many_are_those_of_one(kind: str, monkeypatch):
     assert session.model.config._attn_implementation == "sdpa"
 
 
+def test_frequencies_of_the_longest_row_are_not_shared():
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 64} | factors
+    model = model_of("phi3", {"rope_parameters": rope, "original_max_position_embeddings": 64})
+    assert not hf_batch.keeps_all(model, cells=100)
+    assert hf_batch.keeps_all(model_of("phi3", {}), cells=100)
+
+
 def test_little_memory_only_makes_prompts_wait(monkeypatch):
     model = model_of("llama", {})
     prompts = prompts_of(12, longest=90)
