@@ -19,6 +19,7 @@ from edgedistill.runtimes.base import (
     check_room,
     drawn_logprobs,
     finished,
+    shared_length,
     top_logprobs,
 )
 from edgedistill.runtimes.chat import refused_as
@@ -139,8 +140,12 @@ class HfSession:
             cells = len(batch[order[0]]) + max_new_tokens
             rows = max(1, min(hf_batch.BATCH_ROWS, hf_batch.PREFILL_TOKENS // cells))
             whose, order = order[:rows], order[rows:]
-            cache = DynamicCache(config=self.model.config)
-            inputs = hf_batch.padded([batch[i] for i in whose], shared=0)
+            cache, prompts = DynamicCache(config=self.model.config), [batch[i] for i in whose]
+            shared = shared_length(prompts) if hf_batch.repeats(cache) else 0
+            if shared:
+                self._last(torch.tensor([prompts[0][:shared]]), past_key_values=cache)
+                cache.batch_repeat_interleave(len(whose))
+            inputs = hf_batch.padded(prompts, shared=shared)
             for _ in range(max_new_tokens):
                 tokens = take(self._last(**inputs, past_key_values=cache), whose)
                 stay = torch.isin(tokens, ends, invert=True).nonzero()[:, 0]

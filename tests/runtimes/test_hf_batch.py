@@ -38,8 +38,6 @@ IN_TURNS = {
     },
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
 }
-
-
 EXPANDED = {"deepseek_v3": LATENT | {"num_key_value_heads": 6, "first_k_dense_replace": 2}}  # after the cache
 
 
@@ -92,6 +90,7 @@ def test_little_memory_only_makes_prompts_wait(monkeypatch):
     step = hf_batch.Refilled._step
     monkeypatch.setattr(hf_batch.Refilled, "_step", lambda self: rows.append(len(self.rows)) or step(self))
     bytes_of_page = 2 * 2 * 2 * 8 * hf_batch.PAGE * 4  # layers, keys and values, groups, size
+    monkeypatch.setattr(hf_batch, "CACHE_SHARE", 0)
     most = []
     for pages in (1, 9, 10**6):
         monkeypatch.setattr(hf_batch, "CACHE_BYTES", pages * bytes_of_page)
@@ -136,16 +135,69 @@ def test_a_common_beginning_is_read_once(monkeypatch):
     assert sum(fed) < len(start) + 10 * 30 + 10 * 20 + 30
 
 
-def test_bfloat16_from_pages_is_as_near_as_without():
-    model = model_of("llama", {})
-    prompts = prompts_of(6, longest=60)
-    whole = [a.top_logprobs[0] for a in HfSession(model, context=200).generate(
-        prompts, max_new_tokens=2, eos_ids=frozenset(), top_k_logprobs=VOCAB)]  # fmt: skip
-    half = HfSession(model_of("llama", {}).to(torch.bfloat16), context=200)
-    answers = half.generate(prompts, max_new_tokens=2, eos_ids=frozenset(), top_k_logprobs=VOCAB)
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_bfloat16_from_pages_is_as_near_as_without(kind: str, monkeypatch):
+    """Held by what is foretold of the tokens after the first, which alone are of pages."""
+    prompts = prompts_of(40, longest=60)
+    whole = HfSession(model_of(kind, PAGED[kind]), context=200)
+    half = HfSession(model_of(kind, PAGED[kind]).to(torch.bfloat16), context=200)
+    asked = {"max_new_tokens": 2, "eos_ids": frozenset(), "top_k_logprobs": VOCAB}
+
+    def error(answers, expected) -> float:
+        same = [(a, b) for a, b in zip(answers, expected, strict=True) if a.ids[0] == b.ids[0]]
+        assert len(same) > 20
+        by_id = [[g.top_logprobs[1][np.argsort(g.top_ids[1])] for g in pair] for pair in same]
+        return float(np.mean([np.abs(a - b).mean() for a, b in by_id]))
+
+    expected = whole.generate(prompts, **asked)
+    paged = error(half.generate(prompts, **asked), expected)
     assert half._pages
-    for answer, expected in zip(answers, whole, strict=True):
-        assert np.abs(answer.top_logprobs[0] - expected).max() < 0.3
+    monkeypatch.setattr(hf_batch, "keeps_all", lambda model, cells: False)
+    without = error(half.generate(prompts, **asked), expected)
+    assert 0 < paged < 1.25 * without
+
+
+def test_the_last_prompts_do_not_wait_for_more(monkeypatch):
+    monkeypatch.setattr(hf_batch, "BATCH_ROWS", 32)
+    session = HfSession(model_of("llama", {}), context=200)
+    came: list[int] = []
+    admit = hf_batch.Refilled._admit
+    monkeypatch.setattr(
+        hf_batch.Refilled, "_admit", lambda self, *a, **b: came.append(len(self.rows)) or admit(self, *a, **b)
+    )
+    prompts = prompts_of(33, longest=20)
+    session.generate(prompts, max_new_tokens=60, eos_ids=ENDS)
+    assert max(came) > 32 // hf_batch.LEAST_NEW * 2, "the last prompt waited until few rows were left"
+
+
+def test_a_model_that_fails_in_pages_is_answered_in_turns():
+    """ALiBi is built from a mask of two dimensions."""
+    settings = {"alibi": True, "new_decoder_architecture": False, "multi_query": False, "parallel_attn": False}
+    session = HfSession(model_of("falcon", settings), context=200)
+    prompts = [prompt for prompt in prompts_of(30, longest=9) if len(prompt) == 9]
+    expected = [alone(session.model, prompt, steps=8) for prompt in prompts]
+    assert len(prompts) > 1
+    assert [a.ids for a in session.generate(prompts, max_new_tokens=8, eos_ids=ENDS)] == expected
+    assert session._pages is False and session.model.config._attn_implementation == "sdpa"
+
+
+def test_a_common_beginning_in_turns_is_read_once(monkeypatch):
+    session = HfSession(model_of("llama", {}, attention="eager"), context=200)
+    prompts = [list(range(12, 50)) + rest for rest in prompts_of(6, longest=12)]
+    fed: list[int] = []
+    last = session._last
+    monkeypatch.setattr(session, "_last", lambda input_ids, **a: fed.append(input_ids.numel()) or last(input_ids, **a))
+    session.generate(prompts, max_new_tokens=1, eos_ids=ENDS)
+    assert fed[0] >= 38 and sum(fed) <= fed[0] + 6 * 12
+
+
+@pytest.mark.parametrize("kind", [*IN_TURNS, "llama"])
+def test_a_common_beginning_in_turns(kind: str, monkeypatch):
+    monkeypatch.setattr(hf_batch, "keeps_all", lambda model, cells: False)
+    session = HfSession(model_of(kind, IN_TURNS.get(kind, {})), context=200)
+    prompts = [list(range(12, 50)) + rest for rest in prompts_of(6, longest=12)]
+    expected = [alone(session.model, prompt, steps=12) for prompt in prompts]
+    assert [a.ids for a in session.generate(prompts, max_new_tokens=12, eos_ids=ENDS)] == expected
 
 
 def test_what_pages_cannot_serve_goes_in_turns(monkeypatch):
