@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 
 from edgedistill.core.errors import InputError
 from edgedistill.runtimes import hf_batch
@@ -63,17 +63,21 @@ class HfSession:
             "context": context,
             "dtype": str(model.dtype).removeprefix("torch."),
         }
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._cache = DynamicCache(config=model.config)
+        known = inspect.signature(model.forward).parameters
+        self._keeps = "logits_to_keep" in known
+        self._kept_in = _cache_argument(known)
+        self._cache, self._fed = DynamicCache(config=model.config), 0
         self._pages: bool | None = None  # whether the model answers as well from pages, once it was tried
 
     def reset(self) -> None:
-        self._cache = DynamicCache(config=self.model.config)
+        self._cache, self._fed = DynamicCache(config=self.model.config), 0
 
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> np.ndarray:
-        check_room(ids, used=self._cache.get_seq_length(), context=self.context, vocab=self.vocab)
-        return self._last(torch.tensor([list(ids)]), past_key_values=self._cache)[0].float().numpy()
+        check_room(ids, used=self._fed, context=self.context, vocab=self.vocab)
+        logits = self._last(torch.tensor([list(ids)]), past_key_values=self._cache)[0].float().numpy()
+        self._fed += len(ids)
+        return logits
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> np.ndarray:
@@ -126,10 +130,19 @@ class HfSession:
             self._pages = hf_batch.pages_fit(self.model, self._last)
         return self._pages
 
-    def _last(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        """Logits of each row's last position, `[rows, vocab]`."""
+    def _last(self, input_ids: torch.Tensor, *, past_key_values: Cache, **inputs: Any) -> torch.Tensor:
+        """Logits of each row's last position, `[rows, vocab]`.
+
+        Raises:
+            InputError: the model keeps what it was fed in a cache of its own kind.
+        """
+        if self._kept_in is None:
+            raise InputError(
+                "expected a model that keeps what it was fed in transformers' Cache, found "
+                f"{type(self.model).__name__}; choose another model"
+            )
         keep = {"logits_to_keep": 1} if self._keeps else {}
-        return self.model(input_ids, use_cache=True, **keep, **inputs).logits[:, -1]
+        return self.model(input_ids, use_cache=True, **{self._kept_in: past_key_values}, **keep, **inputs).logits[:, -1]
 
     def _in_turns(
         self, batch: Sequence[list[int]], *, take: hf_batch.Take, ends: torch.Tensor, max_new_tokens: int
@@ -160,3 +173,13 @@ class HfSession:
                     "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1),
                     "position_ids": inputs["position_ids"][:, -1:] + 1,
                 }
+                if self._kept_in == "cache_params":  # states have left the padding behind; a mask is of new tokens
+                    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+
+
+def _cache_argument(known: Mapping[str, inspect.Parameter]) -> str | None:
+    """What a model's forward calls its cache: state-space models have another name for it, a few another class."""
+    if "past_key_values" in known:
+        return "past_key_values"
+    given = known.get("cache_params")
+    return "cache_params" if given is not None and Cache in get_args(given.annotation) else None

@@ -61,7 +61,7 @@ class PagedLayer(CacheLayerMixin):
 
     def __init__(self, like: CacheLayerMixin, *, pages: int) -> None:
         super().__init__()
-        # Zeros: what nobody wrote is masked out, but NaN would come through.
+        # Zeros: what nobody wrote is masked out, but NaN would come through; so a row that has some clears its pages.
         self.pages = [kept.new_zeros(pages, kept.shape[1], PAGE, kept.shape[3]) for kept in kept_of(like)]
         self.step: Step | None = None
         self.is_initialized = True
@@ -73,6 +73,10 @@ class PagedLayer(CacheLayerMixin):
         """Keep `[cells, groups, size]` at these pages and places in them."""
         for pages, new in zip(self.pages, (keys, values), strict=True):
             pages[at[0], :, at[1]] = new
+
+    def clear(self, pages: Sequence[int]) -> None:
+        for kept in self.pages:
+            kept[list(pages)] = 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **named: Any
@@ -318,13 +322,19 @@ class Refilled:
         stay = torch.isin(self.tokens, self.ends, invert=True) & (self.left > 0)
         if stay.all():
             return
-        for row, stays in zip(self.rows, stay.tolist(), strict=True):
-            if not stays:
-                self.unclaimed += row.most
-                for page in row.pages:
-                    heappush(self.free, page)
+        gone = (~stay).nonzero()[:, 0]
+        for number, sound in zip(gone.tolist(), logits[gone].isfinite().all(-1).tolist(), strict=True):
+            self._release(self.rows[number], clear=not sound)
         self.rows = [row for row, stays in zip(self.rows, stay.tolist(), strict=True) if stays]
         self.lengths, self.tokens, self.left = (kept[stay] for kept in (self.lengths, self.tokens, self.left))
+
+    def _release(self, row: Row, *, clear: bool) -> None:
+        self.unclaimed += row.most
+        for page in row.pages:
+            heappush(self.free, page)
+        if clear:
+            for layer in self.layers:
+                layer.clear(row.pages)
 
     def _next(self) -> Step:
         """Make room for one token more of each row, and say who looks where."""

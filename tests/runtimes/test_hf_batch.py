@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from edgedistill.core.errors import InputError
 from edgedistill.runtimes import hf_batch
 from edgedistill.runtimes.hf import HfSession
 
@@ -37,11 +38,13 @@ IN_TURNS = {
         "initializer_range": 0.05,
     },
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "mamba": {"state_size": 8, "initializer_range": 0.3},
+    "mamba2": {"state_size": 8, "num_heads": 6, "head_dim": 16, "n_groups": 1, "chunk_size": 16},
 }
 EXPANDED = {"deepseek_v3": LATENT | {"num_key_value_heads": 6, "first_k_dense_replace": 2}}  # after the cache
 
 
-def model_of(kind: str, settings: dict[str, object], *, attention: str = "sdpa") -> PreTrainedModel:
+def model_of(kind: str, settings: dict[str, object], *, attention: str | None = None) -> PreTrainedModel:
     torch.manual_seed(5)
     config = AutoConfig.for_model(kind, **(SMALL | settings))
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
@@ -52,11 +55,11 @@ def prompts_of(count: int, *, longest: int, seed: int = 0) -> list[list[int]]:
     return [[draw.randrange(VOCAB) for _ in range(draw.randint(1, longest))] for _ in range(count)]
 
 
-def alone(model: PreTrainedModel, prompt: list[int], *, steps: int) -> list[int]:
+def alone(model: PreTrainedModel, prompt: list[int], *, steps: int, ends: frozenset[int] = ENDS) -> list[int]:
     """The greedy answer by passes over the whole sequence, without any cache."""
     answer: list[int] = []
     with torch.inference_mode():
-        while len(answer) < steps and not (answer and answer[-1] in ENDS):
+        while len(answer) < steps and not (answer and answer[-1] in ends):
             answer.append(int(model(torch.tensor([prompt + answer]), use_cache=False).logits[0, -1].argmax()))
     return answer
 
@@ -68,10 +71,41 @@ def test_answers_of_many_are_those_of_one(kind: str, monkeypatch):
     prompts = prompts_of(17, longest=70)
     expected = [alone(session.model, prompt, steps=40) for prompt in prompts]
     assert len({len(ids) for ids in expected}) > 4
+    attention = session.model.config._attn_implementation
     answers = session.generate(prompts, max_new_tokens=40, eos_ids=ENDS)
     assert session._pages is (None if kind in IN_TURNS else kind in PAGED)
     assert [a.ids for a in answers] == expected
-    assert session.model.config._attn_implementation == "sdpa"
+    assert session.model.config._attn_implementation == attention
+    assert fed(session, prompts[0], expected[0]) == expected[0]
+
+
+def fed(session: HfSession, prompt: list[int], answer: list[int]) -> list[int]:
+    """What a session has next after the prompt and each token of its answer, fed one by one."""
+    session.reset()
+    return [int(session.feed(ids).argmax()) for ids in (prompt, *([token] for token in answer[:-1]))]
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "xlstm"])
+def test_a_cache_of_another_kind_is_refused(kind: str):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL))
+    session = HfSession(model, context=50)
+    with pytest.raises(InputError, match=f"transformers' Cache, found {type(model).__name__}; choose"):
+        session.generate([[5, 6]], max_new_tokens=2, eos_ids=ENDS)
+
+
+def test_a_row_of_nan_leaves_none_behind(monkeypatch):
+    monkeypatch.setattr(hf_batch, "BATCH_ROWS", 2)
+    model = model_of("llama", {})
+    prompts = [prompt for prompt in prompts_of(8, longest=40) if 7 not in prompt]
+    ends = ENDS - {0}  # which NaN is taken for
+    expected = [alone(model, prompt, steps=20, ends=ends) for prompt in prompts]
+    assert not any(7 in answer[:-1] for answer in expected)
+    model.get_input_embeddings().weight.data[7] = torch.nan
+    session = HfSession(model, context=200)
+    spoilt = [7] * (max(map(len, prompts)) + 3)  # the longest, so that it comes first
+    answers = session.generate([spoilt, *prompts], max_new_tokens=20, eos_ids=ends)
+    assert session._pages
+    assert [a.ids for a in answers[1:]] == expected
 
 
 def test_frequencies_of_the_longest_row_are_not_shared():
