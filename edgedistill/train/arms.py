@@ -52,8 +52,9 @@ def train_arm(
 
     `how` has what `Divergence` has, `lora` `rank` and `alpha`, `qat` what the recipe's table has; a head tied to
     frozen embeddings is frozen too, layers before `first_layer` are. A `teacher` is loaded beside the student, and
-    `further` ones by folder, whose parts are each example's `shares`; `match` has what `Matching` has, and a share
-    `on_policy` of the steps learns from the student's own answers. `settings` are those of `train_model`.
+    `further` ones by folder, whose parts are each example's `shares`; `match` has what `Matching` has and, of a
+    student cut from its teacher, the layers `kept`; a share `on_policy` of the steps learns from the student's own
+    answers. `settings` are those of `train_model`.
 
     Raises:
         InputError: a checkpoint is damaged, the model has no layer `first_layer`, or the teacher does not fit.
@@ -121,8 +122,8 @@ def _beside(
     found: dict[str, Any] = {"live": LiveMixture(teachers) if further else teachers[0]}
     if match is not None:
         depths = [shape["num_hidden_layers"] for shape in shapes[:2]]
-        pairs = pair_layers(match["layers"], student=depths[0], teacher=depths[1])
-        found["matching"] = Matching(match["hidden"], match["attention"], pairs)
+        pairs = pair_layers(match["layers"], student=depths[0], teacher=depths[1], kept=match.get("kept", ()))
+        found["matching"] = Matching(match["hidden"], match["attention"], pairs, match["positions"])
     return found
 
 

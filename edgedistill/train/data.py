@@ -57,7 +57,8 @@ class Batch:
     """`input_ids` `[rows, length]`; `index` `[n]` are the flat places after which `targets` `[n]` are to be learnt.
 
     `teacher_ids` (-1: none) and `teacher_logprobs` are `[n, k]`, `taught` bool `[n]`; `position_ids` only when packed,
-    `shares` `[n, teachers]` only with several online teachers.
+    `shares` `[n, teachers]` only with several online teachers. `everywhere` `[m]` are the flat places of every token
+    that another follows in its sequence; its `weights` are together the number of supervised ones there.
     """
 
     input_ids: Tensor
@@ -66,6 +67,8 @@ class Batch:
     teacher_ids: Tensor
     teacher_logprobs: Tensor
     taught: Tensor
+    everywhere: Tensor
+    weights: Tensor
     position_ids: Tensor | None = None
     shares: Tensor | None = None
 
@@ -305,8 +308,9 @@ def collate_rows(rows: Sequence[Sequence[Example]], *, pad_id: int = 0) -> Batch
             taught[here] = True
         begin += example.supervised
     index = [o + np.arange(e.start, len(e.ids)) - 1 for o, e in zip(offsets, examples, strict=True)]
+    everywhere = [o + np.arange(len(e.ids) - 1) for o, e in zip(offsets, examples, strict=True)]
     shares = [e.shares for e in examples if e.shares is not None]
-    counts = [e.supervised for e in examples]
+    counts, followed = [e.supervised for e in examples], [len(e.ids) - 1 for e in examples]
     return Batch(
         input_ids=torch.from_numpy(input_ids.astype(np.int64)),
         index=torch.from_numpy(np.concatenate(index)),
@@ -314,6 +318,8 @@ def collate_rows(rows: Sequence[Sequence[Example]], *, pad_id: int = 0) -> Batch
         teacher_ids=torch.from_numpy(teacher_ids),
         teacher_logprobs=torch.from_numpy(teacher_logprobs),
         taught=torch.from_numpy(taught),
+        everywhere=torch.from_numpy(np.concatenate(everywhere)),
+        weights=torch.from_numpy(np.repeat(np.divide(counts, followed, dtype=np.float32), followed)),
         position_ids=torch.from_numpy(position_ids) if len(examples) > len(rows) else None,
         shares=torch.from_numpy(np.repeat(np.stack(shares), counts, axis=0)) if shares else None,
     )

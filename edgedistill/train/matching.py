@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from edgedistill.core.errors import InputError
+from edgedistill.train.data import Batch
 from edgedistill.train.online import Seen
 
 LEAST = 1e-9  # below every attention weight that matters
@@ -22,24 +23,34 @@ LEAST = 1e-9  # below every attention weight that matters
 
 @dataclass(frozen=True)
 class Matching:
-    """Weights of the two terms beside the other losses, and the pairs (student's layer, teacher's layer), from 0."""
+    """Weights of the two terms beside the other losses, and the pairs (student's layer, teacher's layer), from 0.
+
+    At `positions` "all" a sequence counts as much as it has supervised tokens, and its tokens count alike.
+    """
 
     hidden: float
     attention: float
     layers: tuple[tuple[int, int], ...]
+    positions: Literal["all", "supervised"] = "all"
 
     def wanted(self) -> dict[str, bool]:
         return {"output_hidden_states": self.hidden > 0, "output_attentions": self.attention > 0}
 
 
-def pair_layers(pairs: Sequence[Sequence[int]] | None, *, student: int, teacher: int) -> tuple[tuple[int, int], ...]:
-    """`pairs` as they are; without any, each layer of the student with the end of its even share of the teacher's.
+def pair_layers(
+    pairs: Sequence[Sequence[int]] | None, *, student: int, teacher: int, kept: Sequence[int] = ()
+) -> tuple[tuple[int, int], ...]:
+    """`pairs` as they are; without any, each layer of the student with the last of those that it stands for.
+
+    If the student's are the `kept` ones of the teacher's, in order, these end before the next that was kept, so that it
+    meets what it met in the teacher; else they are the layer's even share of the teacher's.
 
     Raises:
         InputError: a pair names a layer that is not there.
     """
     if not pairs:
-        return tuple((i, (i + 1) * teacher // student - 1) for i in range(student))
+        follows = [*kept[1:], teacher] if kept else [(i + 1) * teacher // student for i in range(student)]
+        return tuple((i, follow - 1) for i, follow in enumerate(follows))
     for ours, theirs in pairs:
         if not (0 <= ours < student and 0 <= theirs < teacher):
             raise InputError(
@@ -68,8 +79,11 @@ def drop_projections(model: Any) -> None:
         del model.matching
 
 
-def matching_loss(out: Any, seen: Seen, *, index: Tensor, how: Matching, projections: Any) -> Tensor:
-    """Both terms, means over pairs, summed over the positions `index` `[n]` of the flattened batch."""
+def matching_loss(out: Any, seen: Seen, *, batch: Batch, how: Matching, projections: Any) -> Tensor:
+    """Both terms, means over pairs, summed over the batch's positions, each with its weight."""
+    index, weights = batch.everywhere, batch.weights
+    if how.positions == "supervised":
+        index, weights = batch.index, torch.ones_like(batch.index, dtype=torch.float32)
     total = torch.zeros((), device=index.device)
     for place, (ours, theirs) in enumerate(how.layers):
         if how.hidden and seen.hidden_states is not None:
@@ -77,13 +91,13 @@ def matching_loss(out: Any, seen: Seen, *, index: Tensor, how: Matching, project
                 states[layer + 1].flatten(0, 1).index_select(0, index).float()
                 for states, layer in ((out.hidden_states, ours), (seen.hidden_states, theirs))
             )
-            total = total + how.hidden * relative_error(x @ projections.matching[place].T, y).sum()
+            total = total + how.hidden * (relative_error(x @ projections.matching[place].T, y) @ weights)
         if how.attention and seen.attentions is not None:
             p, q = (
                 maps[layer].float().mean(1).flatten(0, 1).index_select(0, index)
                 for maps, layer in ((seen.attentions, theirs), (out.attentions, ours))
             )
-            total = total + how.attention * attention_divergence(p, q).sum()
+            total = total + how.attention * (attention_divergence(p, q) @ weights)
     return total / len(how.layers)
 
 

@@ -229,7 +229,9 @@ def _settings(context: StageContext, *, arm: Arm, further: list[str]) -> dict[st
         settings["tracker_folder"] = context.run / "logs" / "trackers"
     if recipe.teacher == "online" and arm.kind == "student":
         settings |= {"teacher": context.folder_of("teacher"), "further": further, "on_policy": recipe.on_policy}
-        settings["match"] = None if recipe.match is None else recipe.match.model_dump(mode="json")
+        if recipe.match is not None:
+            kept = sorted(context.figures["cut"]["layers"]) if "cut" in context.figures else []
+            settings["match"] = recipe.match.model_dump(mode="json") | {"kept": kept}
         settings["max_new_tokens"] = context.recipe.task.max_new_tokens
     return settings
 

@@ -76,7 +76,7 @@ def step_losses(
         sums = logit_losses(out.logits.flatten(0, -2), batch.targets, **wanted)
     if seen is None or matching is None:
         return sums
-    apart = matching_loss(out, seen, index=batch.index, how=matching, projections=getattr(model, "module", model))
+    apart = matching_loss(out, seen, batch=batch, how=matching, projections=getattr(model, "module", model))
     return replace(sums, total=sums.total + apart, match=apart.detach())
 
 

@@ -140,16 +140,19 @@ def test_layers_are_paired_evenly_or_as_told():
     assert pair_layers((), student=2, teacher=4) == ((0, 1), (1, 3))
     assert pair_layers([], student=3, teacher=3) == ((0, 0), (1, 1), (2, 2))
     assert pair_layers([[1, 3]], student=2, teacher=4) == ((1, 3),)
+    assert pair_layers((), student=3, teacher=8, kept=[0, 2, 7]) == ((0, 1), (1, 6), (2, 7))
+    assert pair_layers([[1, 3]], student=2, teacher=4, kept=[0, 3]) == ((1, 3),)
     with pytest.raises(InputError, match=r"below 2 and a teacher's below 4, found \[2, 3\]"):
         pair_layers([[2, 3]], student=2, teacher=4)
 
 
+@pytest.mark.parametrize("positions", ["all", "supervised"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_matching_is_the_reference_of_states_and_maps(tiny_llama, teacher, live, packed):
+def test_matching_is_the_reference_of_states_and_maps(tiny_llama, teacher, live, packed, positions):
     student, examples = load(tiny_llama), random_examples(5)
     for model in (student, live.model):
         model.set_attn_implementation("eager")
-    how = Matching(hidden=0.5, attention=2.0, layers=((0, 1), (1, 3)))
+    how = Matching(hidden=0.5, attention=2.0, layers=((0, 1), (1, 3)), positions=positions)
     add_projections(student, how=how, widths=(64, 96), seed=1)
     matrices = [p.detach().double() for p in student.matching]
     assert len(matrices) == 2 and all(m.shape == (96, 64) for m in matrices)
@@ -163,13 +166,14 @@ def test_matching_is_the_reference_of_states_and_maps(tiny_llama, teacher, live,
             ours, theirs = (
                 m.model(input_ids=ids, output_hidden_states=True, output_attentions=True) for m in (student, other)
             )
-        rows = slice(e.start - 1, -1)
+        rows = slice(e.start - 1 if positions == "supervised" else 0, -1)
+        weight = e.supervised / (len(e.ids) - 1 - rows.start)
         for place, (i, j) in enumerate(how.layers):
             x, y = ours.hidden_states[i + 1][0, rows].double(), theirs.hidden_states[j + 1][0, rows].double()
-            expected += 0.5 * ((x @ matrices[place].T - y).square().sum(-1) / y.square().sum(-1)).sum() / 2
+            expected += weight * 0.5 * ((x @ matrices[place].T - y).square().sum(-1) / y.square().sum(-1)).sum() / 2
             p, q = (a[0].double().mean(0)[rows] for a in (theirs.attentions[j], ours.attentions[i]))
             seen = p > 0
-            expected += 2.0 * (p[seen] * (p[seen] / q[seen]).log()).sum() / 2
+            expected += weight * 2.0 * (p[seen] * (p[seen] / q[seen]).log()).sum() / 2
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
     drop_projections(student)
     assert not any("matching" in name for name in student.state_dict())
@@ -286,13 +290,13 @@ def test_a_teacher_is_asked_for_the_rows_it_has_a_share_in(teacher, live, tmp_pa
     assert asked == {0: [4, 1, 1], 1: [4, 1]}
 
 
-@pytest.mark.parametrize("matched", [False, True])
+@pytest.mark.parametrize("matched", [None, "all", "supervised"])
 def test_no_split_of_a_step_changes_what_teachers_by_record_teach(tiny_llama, live, tmp_path, matched):
     other = load_live(save_tiny_llama(tmp_path / "other", layers=1, seed=11), id_map=np.arange(VOCAB))
     student, examples = load(tiny_llama), shared(random_examples(9))
     more = {"live": LiveMixture((live, other)), "kd_weight": 0.5}
     if matched:
-        more["matching"] = Matching(hidden=1.0, attention=0.0, layers=((0, 1), (1, 3)))
+        more["matching"] = Matching(hidden=1.0, attention=0.0, layers=((0, 1), (1, 3)), positions=matched)
         add_projections(student, how=more["matching"], widths=(64, 96), seed=1)
 
     def gradient(parts: list[list[Example]], *, width: int = 0) -> torch.Tensor:
@@ -347,4 +351,5 @@ def test_matching_without_weight_costs_nothing():
     how = Matching(hidden=0.0, attention=0.0, layers=((0, 0),))
     assert how.wanted() == {"output_hidden_states": False, "output_attentions": False}
     empty = SimpleNamespace(hidden_states=None, attentions=None)
-    assert float(matching_loss(empty, empty, index=torch.tensor([0]), how=how, projections=None)) == 0
+    batch = collate(random_examples(2))
+    assert float(matching_loss(empty, empty, batch=batch, how=how, projections=None)) == 0

@@ -20,6 +20,7 @@ from edgedistill.core.records import Message, Prompt, TeacherRecord
 from edgedistill.core.runfolder import StageContext
 from edgedistill.runtimes.chat import encode, end_ids, load_tokenizer, render, template_hash, tokenizer_hash
 from edgedistill.runtimes.logit_cache import CacheIdentity, make_row, row_key, write_cache
+from edgedistill.train import arms
 from edgedistill.train.folders import save_model
 from edgedistill.train.stage import run, run_teacher
 from edgedistill.train.student import own_records
@@ -409,7 +410,10 @@ def test_a_record_learns_of_its_own_teacher_or_from_its_text(tmp_path, deep):
         run(context(tmp_path, "train", deep))
 
 
-def test_an_online_teacher_and_a_further_one_leave_a_student_and_its_control(tmp_path, deep):
+def test_an_online_teacher_and_a_further_one_leave_a_student_and_its_control(tmp_path, deep, monkeypatch):
+    pairs = []
+    paired = arms.pair_layers
+    monkeypatch.setattr(arms, "pair_layers", lambda *args, **named: pairs.append(paired(*args, **named)) or pairs[-1])
     other = save_tiny_llama(tmp_path / "other", layers=1, seed=9)
     train = {
         "lr": 3e-3, "epochs": 2, "batch_size": 4, "valid_share": 0.2, "dtype": "fp32", "control": {},
@@ -422,6 +426,9 @@ def test_an_online_teacher_and_a_further_one_leave_a_student_and_its_control(tmp
     assert {row["sampled"] for row in steps["student"]} == {0, 1}
     assert all(row["kl"] == 0 and "match" not in row and "sampled" not in row for row in steps["control"])
     assert not any("matching" in name for name in load(ctx.folder / "student").state_dict())
+    kept, depth = ctx.figures["cut"]["layers"], read_json(deep / "config.json")["num_hidden_layers"]
+    assert 1 < len(kept) < depth
+    assert pairs == [tuple((i, end - 1) for i, end in enumerate([*kept[1:], depth]))]
 
 
 def test_a_further_teacher_may_teach_some_kinds_of_records_alone(tmp_path, deep):
