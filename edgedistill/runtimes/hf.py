@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from edgedistill.core.errors import InputError
 from edgedistill.runtimes import hf_batch
@@ -149,12 +150,15 @@ class HfSession:
     ) -> None:
         """Batch after batch, for models that keep more than keys and values: rows that end leave, none comes in."""
         order = sorted(range(len(batch)), key=lambda i: -len(batch[i]))
+        alike = hf_batch.cells_alike(self.model.config.get_text_config(decoder=True))
         while order:
             cells = len(batch[order[0]]) + max_new_tokens
             rows = max(1, min(hf_batch.BATCH_ROWS, hf_batch.PREFILL_TOKENS // cells))
+            if cells > alike:
+                rows = min(rows, sum(len(batch[i]) + max_new_tokens > alike for i in order))
             whose, order = order[:rows], order[rows:]
             cache, prompts = DynamicCache(config=self.model.config), [batch[i] for i in whose]
-            shared = shared_length(prompts) if hf_batch.repeats(cache) else 0
+            shared = shared_length(prompts) if _repeats(cache) else 0
             if shared:
                 self._last(torch.tensor([prompts[0][:shared]]), past_key_values=cache)
                 cache.batch_repeat_interleave(len(whose))
@@ -183,3 +187,11 @@ def _cache_argument(known: Mapping[str, inspect.Parameter]) -> str | None:
         return "past_key_values"
     given = known.get("cache_params")
     return "cache_params" if given is not None and Cache in get_args(given.annotation) else None
+
+
+def _repeats(cache: DynamicCache) -> bool:
+    """Whether what is cached of a common beginning can be that of many rows, with padding after it.
+
+    Keys and values can; states cannot, and a window would count the padding.
+    """
+    return all(type(layer) is DynamicLayer for layer in cache.layers)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -34,7 +36,6 @@ LEAST_NEW = 8  # new rows come in when they are one for so many that are there
 ALIKE = 0.1  # of the logits' spread: bf16 in another order makes 0.03 of it
 UNKNOWN = ("position_bias", "softcap", "s_aux")  # what attention may be asked for beside, and pages do not know
 PAGED = "edgedistill_paged"
-BY_LONGEST = ("longrope", "dynamic")  # types of rotary embedding whose frequencies are those of a batch's longest row
 
 Forward = Callable[..., torch.Tensor]  # the model's inputs to the logits of each row's last position, [rows, vocab]
 Take = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]  # logits and whose they are to the tokens that are chosen
@@ -159,19 +160,28 @@ def attending_in_pages(model: PreTrainedModel) -> Iterator[None]:
 def keeps_all(model: PreTrainedModel, *, cells: int) -> bool:
     """Whether the model attends by `sdpa` to the keys and values of all `cells` tokens: no states, no windows.
 
-    Nor may a row's rotary frequencies depend on the longest beside it, as transformers has them for long contexts.
+    Nor may a row's rotary frequencies depend on the longest beside it.
     """
     layers = DynamicCache(config=model.config).layers
     text = model.config.get_text_config(decoder=True)
     return (
         model.config._attn_implementation == "sdpa"
         and len(layers) == text.num_hidden_layers
-        and not any(kind in str(getattr(text, "rope_parameters", None)) for kind in BY_LONGEST)
+        and cells <= cells_alike(text)
         and all(
             type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= cells)
             for layer in layers
         )
     )
+
+
+def cells_alike(config: PreTrainedConfig) -> float:
+    """Up to how many tokens a row's rotary frequencies are its own: for long contexts some are of the longest row."""
+    given = getattr(config, "rope_parameters", None) or {}
+    ropes = [rope for rope in (given, *given.values()) if isinstance(rope, dict)]
+    original, longest = "original_max_position_embeddings", config.max_position_embeddings
+    kinds = {"longrope": lambda rope: rope[original], "dynamic": lambda rope: longest - 1}
+    return min((kinds[rope["rope_type"]](rope) for rope in ropes if rope.get("rope_type") in kinds), default=math.inf)
 
 
 def pages_fit(model: PreTrainedModel, forward: Forward) -> bool:
@@ -375,14 +385,6 @@ def padded(prompts: Sequence[list[int]], *, shared: int) -> dict[str, torch.Tens
         mask[row, shared : shared + gap] = 0
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-
-
-def repeats(cache: DynamicCache) -> bool:
-    """Whether what is cached of a common beginning can be that of many rows, with padding after it.
-
-    Keys and values can; states cannot, and a window would count the padding.
-    """
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def kept_of(layer: CacheLayerMixin) -> tuple[torch.Tensor, torch.Tensor]:

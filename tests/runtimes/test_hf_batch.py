@@ -108,12 +108,31 @@ def test_a_row_of_nan_leaves_none_behind(monkeypatch):
     assert [a.ids for a in answers[1:]] == expected
 
 
-def test_frequencies_of_the_longest_row_are_not_shared():
+def long_model() -> PreTrainedModel:
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
     rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 64} | factors
-    model = model_of("phi3", {"rope_parameters": rope, "original_max_position_embeddings": 64})
-    assert not hf_batch.keeps_all(model, cells=100)
-    assert hf_batch.keeps_all(model_of("phi3", {}), cells=100)
+    return model_of("phi3", {"rope_parameters": rope, "original_max_position_embeddings": 64})
+
+
+def test_frequencies_of_the_longest_row_are_not_shared():
+    assert not hf_batch.keeps_all(long_model(), cells=65)
+    assert hf_batch.keeps_all(long_model(), cells=64)
+    assert hf_batch.keeps_all(model_of("phi3", {}), cells=10**6)
+    dynamic = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+    assert hf_batch.cells_alike(model_of("llama", {"rope_parameters": dynamic}).config) == 511
+
+
+def test_short_rows_are_not_read_beside_long_ones():
+    session = HfSession(long_model(), context=200)
+    prompts = [prompt for prompt in prompts_of(9, longest=130) if not 44 < len(prompt) <= 64]
+    assert min(map(len, prompts)) <= 44 and max(map(len, prompts)) > 64
+    expected = [alone(session.model, prompt, steps=20) for prompt in prompts]
+    answers = session.generate(prompts, max_new_tokens=20, eos_ids=ENDS)
+    assert [a.ids for a in answers] == expected and session._pages is None
+    few = [prompt for prompt in prompts if len(prompt) <= 44]
+    again = session.generate(few, max_new_tokens=20, eos_ids=ENDS)
+    assert [a.ids for a in again] == [ids for ids, prompt in zip(expected, prompts, strict=True) if prompt in few]
+    assert session._pages
 
 
 def test_little_memory_only_makes_prompts_wait(monkeypatch):
