@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -67,15 +66,16 @@ def test_an_absent_data_set_is_one_sentence(retention: ModuleType, tmp_path: Pat
         retention.main(["--task", "slurp"])
 
 
-def test_the_recipe_is_the_product_s_and_small_enough(retention: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["snips", "clinc150"])
+def test_the_recipe_is_the_product_s_and_small_enough(retention: ModuleType, tmp_path: Path, task: str) -> None:
     labels = retention.prepare("snips", tmp_path / "s")
-    overrides = (f"task.labels={json.dumps(labels)}", "train.arms.seeds=3", *retention.TASKS["snips"].overrides)
+    overrides = (f"task.labels={json.dumps(labels)}", "train.arms.seeds=3", *retention.TASKS[task].overrides)
     recipe = plan.resolve(str(tmp_path / "s" / "retention.toml"), overrides, runs_dir=tmp_path).recipe
     assert recipe.train.arms.seeds == 3 and recipe.train.arms.gold and recipe.train.control is not None
-    cut = tomllib.loads(retention.RECIPE.read_text(encoding="utf-8"))["student"]["cut"]
+    cut = recipe.student.cut
     hidden, keys = 576, 192
-    layer = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * cut["ffn"] + 2 * hidden
-    parameters = len(cut["layers"]) * layer + cut["vocab"] * hidden + hidden
+    layer = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * cut.ffn + 2 * hidden
+    parameters = len(cut.layers) * layer + cut.vocab * hidden + hidden
     assert parameters <= 134_515_008 / 8
 
 
