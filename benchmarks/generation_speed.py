@@ -177,9 +177,10 @@ def main(arguments: Sequence[str]) -> int:
 def headline_of(found: dict[str, Any]) -> dict[str, Any]:
     headline: dict[str, Any] = {}
     if "local" in found:
-        ratios = found["local"]["open"]["ratios"]
-        headline["tokens_per_s_vs_hf"] = round(ratios["generate"], 2)
-        headline["tokens_per_s_vs_hf_generate_batch"] = round(ratios["generate_batch"], 2)
+        work = found["local"]["open"]
+        ratios = work.get("ratios") or {"generate": work["ratio"]}  # before generate_batch was asked too
+        names = {"generate": "tokens_per_s_vs_hf", "generate_batch": "tokens_per_s_vs_hf_generate_batch"}
+        headline |= {names[peer]: round(ratio, 2) for peer, ratio in sorted(ratios.items())}
     if "overhead" in found:
         medians = {name: statistics.median(row["ms"] for row in found["overhead"][name]) for name in ("ours", "sdk")}
         headline |= {"overhead_ms": round(medians["ours"], 3), "sdk_ms": round(medians["sdk"], 3)}
