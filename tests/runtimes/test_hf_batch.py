@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from edgedistill.core.errors import InputError
-from edgedistill.runtimes import hf_batch
+from edgedistill.runtimes import hf_batch, hf_pages
 from edgedistill.runtimes.hf import HfSession
 
 VOCAB = 160
@@ -142,7 +142,7 @@ def test_little_memory_only_makes_prompts_wait(monkeypatch):
     rows: list[int] = []
     step = hf_batch.Refilled._step
     monkeypatch.setattr(hf_batch.Refilled, "_step", lambda self: rows.append(len(self.rows)) or step(self))
-    bytes_of_page = 2 * 2 * 2 * 8 * hf_batch.PAGE * 4  # layers, keys and values, groups, size
+    bytes_of_page = 2 * 2 * 2 * 8 * hf_pages.PAGE * 4  # layers, keys and values, groups, size
     monkeypatch.setattr(hf_batch, "CACHE_SHARE", 0)
     most = []
     for pages in (1, 9, 10**6):
@@ -260,9 +260,9 @@ def test_what_pages_cannot_serve_goes_in_turns(monkeypatch):
     expected = [alone(eager.model, prompt, steps=10) for prompt in prompts]
     assert [a.ids for a in eager.generate(prompts, max_new_tokens=10, eos_ids=ENDS)] == expected
     assert eager._pages is None
-    update = hf_batch.PagedLayer.update
+    update = hf_pages.PagedLayer.update
     monkeypatch.setattr(
-        hf_batch.PagedLayer, "update", lambda self, *a, **b: tuple(kept * 1 for kept in update(self, *a, **b))
+        hf_pages.PagedLayer, "update", lambda self, *a, **b: tuple(kept * 1 for kept in update(self, *a, **b))
     )
     odd = HfSession(model_of("llama", {}), context=200)
     assert [a.ids for a in odd.generate(prompts, max_new_tokens=10, eos_ids=ENDS)] == expected
