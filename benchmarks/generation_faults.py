@@ -127,16 +127,22 @@ def killed_runs(scratch: Path, port: int, *, kills: int) -> dict[str, Any]:
 
 
 def faulty_run(scratch: Path, port: int, *, requests: int) -> dict[str, Any]:
-    """Ask `requests` prompts, each fault meeting a fifth of them, and hold the journal against the proxy."""
+    """Ask `requests` prompts, each fault meeting a fifth of them, and hold the journal against the proxy.
+
+    Where only failures came back for a while the run stops with what it has, and is begun again, as its user would.
+    """
     prompts, journal = _prompts(scratch, "faulty", requests), scratch / "faulty"
     with _proxy(port, share=SHARE) as (state, url):
-        began = time.monotonic()
-        with _worker(url, prompts, journal) as process:
-            code = process.wait()
-        if code:
-            sys.exit(f"the run ended with exit code {code}")
-        found = _compared(journal, _texts(prompts), state, again=0)
-    return {"requests": requests, "seconds": round(time.monotonic() - began, 1)} | found
+        asked, began, stops, came, code = _texts(prompts), time.monotonic(), 0, 0, 1
+        while code:
+            with _worker(url, prompts, journal) as process:
+                code = process.wait()
+            before, came = came, sum(map(len, state.came.values()))
+            if code and came == before:
+                sys.exit(f"the run ended with exit code {code} before it asked anything")
+            stops += code != 0
+        found = _compared(journal, asked, state, again=0)
+    return {"requests": requests, "seconds": round(time.monotonic() - began, 1), "stops": stops} | found
 
 
 def _compared(journal: Path, asked: dict[str, str], state: Proxy, *, again: int) -> dict[str, Any]:
