@@ -281,7 +281,7 @@ def prepared(
     taught, read_seconds = plain, 0.0
     if settings["match"]:
         match = {"hidden": settings["match"], "attention": 0.0, "positions": "all", "layers": ()}
-        teaching |= {"teacher": teacher, "match": match | {"kept": settings["layers"]}}
+        teaching |= {"teacher": teacher, "match": match | {"kept": sorted(settings["layers"])}}
     else:
         began = time.monotonic()
         taught = record_examples(records, id_map=ids, cache=open_cache(sorted((work / "cache").glob("*.safetensors"))))

@@ -5,12 +5,13 @@ Usage: python benchmarks/retention.py [--task snips|clinc150] [--seeds N] [--par
 Writes benchmarks/results/retention.json, one row a task, where tasks that were not asked for stay as they were; the
 last line printed is the same figures as one JSON object.
 
-The run is the product's own: benchmarks/retention.toml through the stages data, teacher, synth, train, export and eval,
-in DIR/TASK. SmolLM2-135M-Instruct is adapted by LoRA on the train split and labels the same utterances; a student cut
-from it learns its text and distributions (distillation), its text alone (the control), or gold alone, for as many steps
+The run is the product's own: benchmarks/retention.toml through the stages data, teacher, synth, train, export and
+eval, in DIR/TASK, with the values that TASKS has for the task. SmolLM2-135M-Instruct is adapted by LoRA on the train
+split and labels the same utterances; a student cut from it learns its text and distributions, for CLINC150 also its
+hidden states with the teacher beside it (distillation), its text alone (the control), or gold alone, for as many steps
 each. All arms answer the official test split. `--judge valid` asks validation rows instead, which settings may be
-chosen on; that, and a run of fewer rows or items or of other recipe values, is printed and not kept. Before anything is
-learnt the product drops rows of gold that share text with what is asked, and test items that stand there twice.
+chosen on; that, and a run of fewer rows or items or of other recipe values, is printed and not kept. Before anything
+is learnt the product drops rows of gold that share text with what is asked, and test items that stand there twice.
 
 A part that is done is not done again, and one that was stopped goes on; more seeds are added to those there. `--parts`
 stops after the last part named. The time of each part is that of all goes at it.

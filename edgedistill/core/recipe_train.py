@@ -48,7 +48,7 @@ class Match(Noun):
 
     `layers` are pairs [student's, teacher's] from 0. Without any, each layer of a student that was cut learns what the
     next that was kept met in the teacher; another student's layers share the teacher's evenly. `positions`: at every
-    token, or at those that are learnt alone.
+    token that another follows, or only where that one is learnt.
     """
 
     hidden: Annotated[float, Field(ge=0)] = 1.0

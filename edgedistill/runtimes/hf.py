@@ -27,6 +27,7 @@ from edgedistill.runtimes.chat import refused_as
 from edgedistill.runtimes.memory import freed_memory_kept
 from edgedistill.runtimes.sources import check_folder
 
+KEPT_INSIDE = ("recurrent_gemma",)  # types of models whose states lie in their modules, of whatever came last
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -66,7 +67,7 @@ class HfSession:
         }
         known = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in known
-        self._kept_in = _cache_argument(known)
+        self._kept_in = None if model.config.model_type in KEPT_INSIDE else _cache_argument(known)
         self._cache, self._fed = DynamicCache(config=model.config), 0
         self._pages: bool | None = None  # whether the model answers as well from pages, once it was tried
 
@@ -76,9 +77,12 @@ class HfSession:
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         check_room(ids, used=self._fed, context=self.context, vocab=self.vocab)
-        logits = self._last(torch.tensor([list(ids)]), past_key_values=self._cache)[0].float().numpy()
+        # Some models begin their states anew where several tokens come after others.
+        pieces = [list(ids)] if not self._fed or _keeps_no_states(self._cache) else [[token] for token in ids]
+        for piece in pieces:
+            logits = self._last(torch.tensor([piece]), past_key_values=self._cache)
         self._fed += len(ids)
-        return logits
+        return logits[0].float().numpy()
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> np.ndarray:
@@ -153,9 +157,11 @@ class HfSession:
         alike = hf_batch.cells_alike(self.model.config.get_text_config(decoder=True))
         while order:
             cells = len(batch[order[0]]) + max_new_tokens
-            rows = max(1, min(hf_batch.BATCH_ROWS, hf_batch.PREFILL_TOKENS // cells))
             if cells > alike:
-                rows = min(rows, sum(len(batch[i]) + max_new_tokens > alike for i in order))
+                first = order.pop(0)
+                self._alone(first, batch[first], take=take, ends=ends, max_new_tokens=max_new_tokens, alike=alike)
+                continue
+            rows = max(1, min(hf_batch.BATCH_ROWS, hf_batch.PREFILL_TOKENS // cells))
             whose, order = order[:rows], order[rows:]
             cache, prompts = DynamicCache(config=self.model.config), [batch[i] for i in whose]
             shared = shared_length(prompts) if _repeats(cache) else 0
@@ -180,6 +186,27 @@ class HfSession:
                 if self._kept_in == "cache_params":  # states have left the padding behind; a mask is of new tokens
                     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
 
+    def _alone(
+        self,
+        number: int,
+        prompt: Sequence[int],
+        *,
+        take: hf_batch.Take,
+        ends: torch.Tensor,
+        max_new_tokens: int,
+        alike: float,
+    ) -> None:
+        """One prompt's answer; what is longer than `alike` is read again once, as all that is cached changes there."""
+        cache, known, fed = DynamicCache(config=self.model.config), list(prompt), list(prompt)
+        for _ in range(max_new_tokens):
+            token = int(take(self._last(torch.tensor([fed]), past_key_values=cache), [number]))
+            if token in ends:
+                return
+            known.append(token)
+            fed = [token]
+            if len(known) - 1 <= alike < len(known):
+                cache, fed = DynamicCache(config=self.model.config), known
+
 
 def _cache_argument(known: Mapping[str, inspect.Parameter]) -> str | None:
     """What a model's forward calls its cache: state-space models have another name for it, a few another class."""
@@ -187,6 +214,11 @@ def _cache_argument(known: Mapping[str, inspect.Parameter]) -> str | None:
         return "past_key_values"
     given = known.get("cache_params")
     return "cache_params" if given is not None and Cache in get_args(given.annotation) else None
+
+
+def _keeps_no_states(cache: DynamicCache) -> bool:
+    """Whether a model's layers keep keys and values alone, of all tokens or of a window."""
+    return all(isinstance(layer, DynamicLayer) for layer in cache.layers)
 
 
 def _repeats(cache: DynamicCache) -> bool:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -52,11 +53,13 @@ def keeps_all(model: PreTrainedModel, *, cells: int) -> bool:
 
 
 def cells_alike(config: PreTrainedConfig) -> float:
-    """Up to how many tokens a row's rotary frequencies are its own: for long contexts some are of the longest row."""
+    """Up to how many tokens rotary frequencies are always the same; beyond, they are those of a batch's longest row."""
     given = getattr(config, "rope_parameters", None) or {}
     ropes = [rope for rope in (given, *given.values()) if isinstance(rope, dict)]
-    original, longest = "original_max_position_embeddings", config.max_position_embeddings
-    kinds = {"longrope": lambda rope: rope[original], "dynamic": lambda rope: longest - 1}
+    kinds: dict[str, Callable[[dict[str, Any]], int]] = {
+        "longrope": lambda rope: rope["original_max_position_embeddings"],
+        "dynamic": lambda rope: config.max_position_embeddings - 1,
+    }
     return min((kinds[rope["rope_type"]](rope) for rope in ropes if rope.get("rope_type") in kinds), default=math.inf)
 
 

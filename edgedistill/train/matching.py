@@ -47,7 +47,10 @@ def pair_layers(
 
     Raises:
         InputError: a pair names a layer that is not there.
+        ValueError: `kept` are not as many as the student's layers.
     """
+    if kept and len(kept) != student:
+        raise ValueError(f"expected as many layers kept as the student has, {student}, found {len(kept)}")
     if not pairs:
         follows = [*kept[1:], teacher] if kept else [(i + 1) * teacher // student for i in range(student)]
         return tuple((i, follow - 1) for i, follow in enumerate(follows))

@@ -14,6 +14,7 @@ from edgedistill.runtimes import hf_batch, hf_pages
 from edgedistill.runtimes.hf import HfSession
 
 VOCAB = 160
+POSITIONS = "max_position_embeddings"
 ENDS = frozenset(range(12))
 SMALL = {
     "vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6,
@@ -40,13 +41,17 @@ IN_TURNS = {
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "mamba": {"state_size": 8, "initializer_range": 0.3},
     "mamba2": {"state_size": 8, "num_heads": 6, "head_dim": 16, "n_groups": 1, "chunk_size": 16},
+    "bloom": {"n_layer": 2, "n_head": 6, "initializer_range": 0.8},
 }
+NO_POSITIONS = ("mamba", "mamba2", "bloom")  # whose configurations do not say how many
 EXPANDED = {"deepseek_v3": LATENT | {"num_key_value_heads": 6, "first_k_dense_replace": 2}}  # after the cache
 
 
 def model_of(kind: str, settings: dict[str, object], *, attention: str | None = None) -> PreTrainedModel:
     torch.manual_seed(5)
-    config = AutoConfig.for_model(kind, **(SMALL | settings))
+    sizes = {name: size for name, size in SMALL.items() if kind not in NO_POSITIONS or name != POSITIONS}
+    config = AutoConfig.for_model(kind, **(sizes | settings))
+    assert hasattr(config, POSITIONS) == (kind not in NO_POSITIONS)
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
 
 
@@ -80,12 +85,13 @@ def test_answers_of_many_are_those_of_one(kind: str, monkeypatch):
 
 
 def fed(session: HfSession, prompt: list[int], answer: list[int]) -> list[int]:
-    """What a session has next after the prompt and each token of its answer, fed one by one."""
+    """What a session has next after the prompt, in two pieces, and each token of its answer, fed one by one."""
     session.reset()
-    return [int(session.feed(ids).argmax()) for ids in (prompt, *([token] for token in answer[:-1]))]
+    session.feed(prompt[:5])
+    return [int(session.feed(ids).argmax()) for ids in (prompt[5:], *([token] for token in answer[:-1]))]
 
 
-@pytest.mark.parametrize("kind", ["rwkv", "xlstm"])
+@pytest.mark.parametrize("kind", ["rwkv", "xlstm", "recurrent_gemma"])
 def test_a_cache_of_another_kind_is_refused(kind: str):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL))
     session = HfSession(model, context=50)
@@ -122,10 +128,11 @@ def test_frequencies_of_the_longest_row_are_not_shared():
     assert hf_batch.cells_alike(model_of("llama", {"rope_parameters": dynamic}).config) == 511
 
 
-def test_short_rows_are_not_read_beside_long_ones():
+def test_long_rows_are_read_alone_and_anew_where_their_frequencies_change():
     session = HfSession(long_model(), context=200)
-    prompts = [prompt for prompt in prompts_of(9, longest=130) if not 44 < len(prompt) <= 64]
-    assert min(map(len, prompts)) <= 44 and max(map(len, prompts)) > 64
+    start = prompts_of(1, longest=60, seed=3)[0][:20]
+    prompts = [start + rest for rest in prompts_of(9, longest=100)]
+    assert any(len(prompt) <= 44 for prompt in prompts) and any(44 < len(prompt) <= 64 for prompt in prompts)
     expected = [alone(session.model, prompt, steps=20) for prompt in prompts]
     answers = session.generate(prompts, max_new_tokens=20, eos_ids=ENDS)
     assert [a.ids for a in answers] == expected and session._pages is None
