@@ -249,6 +249,8 @@ def _unless_blocked(run: Run, stage: Stage, step: Step, *, before: Sequence[Step
     if blocked:
         why = f"needs {', '.join(one.stage for one in blocked)}"
         return replace(step, state="blocked", why=why, refusal=blocked[0].refusal)
+    if stage.name == "gate" and not run.recipe.budget and step.state != "done":
+        return replace(step, why=f"{step.why}; no [budget.NAME] in the recipe: nothing will be judged, exit 4")
     return step
 
 

@@ -407,6 +407,12 @@ def test_what_a_late_stage_lacks_is_said_before_the_first_begins(tmp_path: Path)
     assert not (tmp_path / "run" / "00-data").exists()
 
 
+def test_a_recipe_without_a_budget_is_told_what_its_verdict_will_be(tmp_path: Path) -> None:
+    steps = {budget: plan.plan(plan.Run(quickstart(*budget), tmp_path / "run"))[-1] for budget in ((), ("budget={}",))}
+    assert steps[()].why.startswith("waits for") and "[budget.NAME]" not in steps[()].why
+    assert steps[("budget={}",)].why.endswith("no [budget.NAME] in the recipe: nothing will be judged, exit 4")
+
+
 def test_the_lock_file_gives_the_recipe_back(finished: plan.Run) -> None:
     data = json.loads((finished.folder / plan.LOCK_FILE).read_text())
     assert Recipe.model_validate(data) == quickstart()

@@ -57,6 +57,19 @@ class Recipe(Noun):
         return self
 
     @model_validator(mode="after")
+    def _matched_layers_are_the_students(self) -> Recipe:
+        cut, match = self.student.cut, self.train.match
+        if match is None or cut is None or cut.layers is None:
+            return self
+        count = cut.layers if isinstance(cut.layers, int) else len(cut.layers)
+        if beyond := [pair for pair in match.layers if not 0 <= pair[0] < count or pair[1] < 0]:
+            raise ValueError(
+                f"expected train.match.layers of a student's layer below {count}, as student.cut.layers leaves it, and "
+                f"a teacher's from 0, found {list(beyond[0])}; correct the pair"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _codes_of_training_are_not_chosen_anew(self) -> Recipe:
         found = "export.calibrate" if self.export.calibrate else next(iter(self.export.mixed), None)
         if found and self.train.qat is not None:

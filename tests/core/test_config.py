@@ -207,6 +207,17 @@ SHARE = {"metric": "artifact_bytes", "max_ratio": 0.5}
     [
         ({"teacher": {"model": " "}}, "teacher.model: found ' '; string should have at least 1 character"),
         ({"student": {"model": ""}}, "student.model: found ''; string should have at least 1 character"),
+        ({"train": {"lr": -5}}, "train.lr: found -5; input should be greater than 0"),
+        ({"train": {"epochs": 0}}, "train.epochs: found 0; input should be greater than 0"),
+        ({"train": {"weight_decay": -3}}, "train.weight_decay: found -3; input should be greater than or equal to 0"),
+        (
+            {"train": {"teacher": "online", "match": {"hidden": 0}}},
+            "train.match: expected hidden or attention above 0, found neither; leave [train.match] out",
+        ),
+        (
+            {"student": {"cut": {"layers": [0, 5]}}, "train": {"teacher": "online", "match": {"layers": [[2, 5]]}}},
+            "expected train.match.layers of a student's layer below 2, as student.cut.layers leaves it",
+        ),
         ({"student": {"cut": {"layers": [0, 0]}}}, "student.cut.layers: found [0, 0]; expected distinct layers from 0"),
         ({"student": {"cut": {"layers": [0], "vocab": 100}}}, "student.cut.vocab: found 100; input should be a mult"),
         (
