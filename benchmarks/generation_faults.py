@@ -134,12 +134,13 @@ def faulty_run(scratch: Path, port: int, *, requests: int) -> dict[str, Any]:
     prompts, journal = _prompts(scratch, "faulty", requests), scratch / "faulty"
     with _proxy(port, share=SHARE) as (state, url):
         asked, began, stops, came, code = _texts(prompts), time.monotonic(), 0, 0, 1
+        most = requests + sum(len(planned(text, share=SHARE)) for text in asked.values())
         while code:
             with _worker(url, prompts, journal) as process:
                 code = process.wait()
             before, came = came, sum(map(len, state.came.values()))
-            if code and came == before:
-                sys.exit(f"the run ended with exit code {code} before it asked anything")
+            if code and (came == before or came > most):
+                sys.exit(f"the run ended with exit code {code} after {came} requests, of which {most} had been enough")
             stops += code != 0
         found = _compared(journal, asked, state, again=0)
     return {"requests": requests, "seconds": round(time.monotonic() - began, 1), "stops": stops} | found

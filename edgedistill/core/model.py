@@ -26,7 +26,6 @@ def _bytes_of(value: Any) -> Any:
 
 
 Positive = Annotated[int, Field(ge=1)]
-Above = Annotated[float, Field(gt=0)]  # zero
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Size = Annotated[float | str, AfterValidator(some_bytes)]  # kept as it is written: stages depend on that

@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import fsum
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from edgedistill.core.model import Above, Noun, Positive, Share, Text
+from edgedistill.core.model import Noun, Positive, Share, Text
 
 ROUNDING = 1e-9  # weights such as 0.6, 0.3 and 0.1 are 1 together
 
@@ -90,20 +90,20 @@ class Train(Noun):
     `micro_batch_tokens`, fewer where memory runs out. `trackers` follow the metrics.
     """
 
-    lr: Above = 1e-3
-    epochs: Above = 2.0
+    lr: PositiveFloat = 1e-3
+    epochs: PositiveFloat = 2.0
     batch_size: Positive = 32
     kd_weight: Share = 0.5
     divergence: Literal["forward-kl", "reverse-kl", "jsd", "skew-kl", "skew-reverse-kl", "tvd"] = "forward-kl"
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    temperature: Above = 1.0
+    temperature: PositiveFloat = 1.0
     teacher: Literal["cached", "online"] = "cached"
     further_teachers: tuple[FurtherTeacher, ...] = ()
     on_policy: Share = 0.0
     match: Match | None = None
     warmup_ratio: Share = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    grad_clip: Above = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    grad_clip: PositiveFloat = 1.0
     valid_share: Share = 0.05
     evals_per_epoch: Positive = 1
     patience: Positive = 3

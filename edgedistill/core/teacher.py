@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, PositiveFloat, StringConstraints, model_validator
 
-from edgedistill.core.model import Above, Noun, Text
+from edgedistill.core.model import Noun, Text
 
 API_ENGINES = ("openai", "anthropic")
 KEY_ENV = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
@@ -34,8 +34,8 @@ class Adapt(Noun):
     rank: Positive = 16
     alpha: Positive = 32
     first_layer: Annotated[int, Field(ge=0)] = 0
-    lr: Above = 1e-3
-    epochs: Above = 2.0
+    lr: PositiveFloat = 1e-3
+    epochs: PositiveFloat = 2.0
     batch_size: Positive = 16
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.05
     min_exact_match: Annotated[float, Field(ge=0, le=1)] = 0.95

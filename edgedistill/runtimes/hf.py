@@ -24,6 +24,7 @@ from edgedistill.runtimes.base import (
     top_logprobs,
 )
 from edgedistill.runtimes.chat import refused_as
+from edgedistill.runtimes.hf_pages import attending_in_pages
 from edgedistill.runtimes.memory import freed_memory_kept
 from edgedistill.runtimes.sources import check_folder
 
@@ -119,7 +120,7 @@ class HfSession:
         how = {"take": take, "ends": torch.tensor(sorted(eos_ids), dtype=torch.long), "max_new_tokens": max_new_tokens}
         with freed_memory_kept():
             if batch and self._pages_fit(max(map(len, batch)) + max_new_tokens):
-                with hf_batch.attending_in_pages(self.model):
+                with attending_in_pages(self.model):
                     hf_batch.Refilled(self.model, forward=self._last, **how).run(batch)
             else:
                 self._in_turns(batch, **how)
@@ -152,7 +153,10 @@ class HfSession:
     def _in_turns(
         self, batch: Sequence[list[int]], *, take: hf_batch.Take, ends: torch.Tensor, max_new_tokens: int
     ) -> None:
-        """Batch after batch, for models that keep more than keys and values: rows that end leave, none comes in."""
+        """Batch after batch, for models that keep more than keys and values: rows that end leave, none comes in.
+
+        What may grow longer than rotary frequencies are alike is answered alone.
+        """
         order = sorted(range(len(batch)), key=lambda i: -len(batch[i]))
         alike = hf_batch.cells_alike(self.model.config.get_text_config(decoder=True))
         while order:
